@@ -1,0 +1,122 @@
+"""Trees of parameters: which leaves train, whether the gradients fit, where two trees first differ.
+
+A leaf *trains* if it is a floating or complex array (a Python float or complex counts as a scalar array). Every other leaf
+(integers, booleans, PRNG keys, strings, functions) is a *passenger*: it is handed back as it came. None is an empty subtree.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType
+from jax.tree_util import GetAttrKey
+
+from mithril_opt._numerics import compute_dtype
+from mithril_opt._typing import Array, PyTree
+
+
+def path_string(path: Any) -> str:
+    """A key path as `a/b/0/c`. The attribute `value` that nnx's variables end in is dropped."""
+    if path and isinstance(path[-1], GetAttrKey) and path[-1].name == "value":
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaves_with_paths(tree: PyTree) -> list[tuple[str, Any]]:
+    """The leaves of `tree`, each with its path as a string."""
+    return [(path_string(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def trains(leaf: Any) -> bool:
+    """Whether `leaf` is a floating or complex array, or a Python float or complex."""
+    dtype = getattr(leaf, "dtype", None)
+    return isinstance(leaf, float | complex) if dtype is None else jnp.issubdtype(dtype, jnp.inexact)
+
+
+def trained(params: PyTree) -> PyTree:
+    """`params` with None in place of the passengers."""
+    return jax.tree.map(lambda leaf: leaf if trains(leaf) else None, params)
+
+
+def overlay(params: PyTree, *trees: PyTree) -> PyTree:
+    """A tree shaped like `params` that holds at each leaf what the one of `trees` that is not None there holds, or None."""
+    structure = jax.tree.structure(params)
+    columns = zip(*(structure.flatten_up_to(tree) for tree in trees), strict=True)
+    return structure.unflatten([next((leaf for leaf in column if leaf is not None), None) for column in columns])
+
+
+def merge(params: PyTree, new: PyTree) -> PyTree:
+    """`new`, with the leaves of `params` where it holds None."""
+    leaves, structure = jax.tree.flatten(params)
+    pairs = zip(leaves, structure.flatten_up_to(new), strict=True)
+    return structure.unflatten([old if leaf is None else leaf for old, leaf in pairs])
+
+
+def select(condition: Any, new: PyTree, old: PyTree) -> PyTree:
+    """`new` where `condition` holds, `old` elsewhere, leaf by leaf."""
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
+
+
+def agree(params: PyTree, grads: PyTree, names: tuple[str, str] = ("parameter", "gradient")) -> PyTree:
+    """`grads` as a tree shaped like `params`, with None where there is no gradient or nothing trains.
+
+    Raises:
+        ValueError: the two differ in structure or in a shape, or a real parameter has a complex gradient; names the path of
+            the first difference.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    try:
+        candidates = structure.flatten_up_to(grads)
+    except ValueError:
+        raise ValueError(_first_difference(params, grads, *names)) from None
+    fits = [_fitting(param, grad) for param, grad in zip(leaves, candidates, strict=True)]
+    if not all(fits):
+        path, param = leaves_with_paths(params)[fits.index(False)]
+        grad = describe_leaf(candidates[fits.index(False)])
+        raise ValueError(f"at {path!r} the {names[0]} is {describe_leaf(param)} but the {names[1]} is {grad}")
+    return structure.unflatten([grad if trains(param) else None for param, grad in zip(leaves, candidates, strict=True)])
+
+
+def _fitting(param: Any, grad: Any) -> bool:
+    if grad is None or not trains(param):
+        return True
+    return trains(grad) and np.shape(param) == np.shape(grad) and (jnp.iscomplexobj(param) or not jnp.iscomplexobj(grad))
+
+
+def _first_difference(params: PyTree, grads: PyTree, param: str, grad: str) -> str:
+    """Where two trees of different structure part: the first path that one of them lacks."""
+    ours = leaves_with_paths(params)
+    theirs = {path_string(path): leaf for path, leaf in _with_none(grads)}
+    for path, leaf in ours:
+        if path not in theirs:
+            return f"at {path!r} the {param} is {describe_leaf(leaf)} but there is no {grad}"
+    for path, leaf in theirs.items():
+        if path not in dict(ours):
+            return f"at {path!r} there is a {grad}, {describe_leaf(leaf)}, but no {param}"
+    return f"each {param} is in {jax.tree.structure(params)} but each {grad} in {jax.tree.structure(grads)}"
+
+
+def _with_none(tree: PyTree) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: leaf is None)
+
+
+def describe_leaf(leaf: Any) -> str:
+    """`leaf` in a few words: `float32[3,4]`, or its type."""
+    if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
+        return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    return type(leaf).__name__
+
+
+def widen(leaf: Any) -> Array:
+    """`leaf` in its compute dtype: float32 for anything narrower."""
+    leaf = jnp.asarray(leaf)
+    return leaf.astype(compute_dtype(leaf.dtype))
+
+
+def placed_like(new: Array, old: Any) -> Array:
+    """`new` sharded like `old` where the mesh has explicit axes: there the sharding is part of the type, which must not change
+    when slots are spread over more devices than their parameter."""
+    sharding = jax.typeof(old).sharding
+    explicit = AxisType.Explicit in sharding.mesh.axis_types
+    return jax.sharding.reshard(new, sharding) if explicit else new

@@ -1,0 +1,152 @@
+"""The part to copy: an optimizer of two groups in a mixed-precision trainer, one jitted step, and the loop around it."""
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mithril_opt import (
+    Adam,
+    AdamW,
+    CosineAnnealingLR,
+    LinearWarmupScheduler,
+    MixedPrecisionTrainer,
+    MultiOptimizer,
+    global_norm,
+)
+from mithril_opt._typing import Array
+from mithril_opt.demo import data, model
+
+BATCH = 16
+EMBEDDING_RATE = 5e-3
+BODY_RATE = 1.5e-3
+CLIP_NORM = 1.0
+# Far above what float16 holds, and growing often, so that overflows can be watched while they are skipped.
+LOSS_SCALE, GROWTH_INTERVAL = 2.0**24, 50
+READ_EVERY = 10
+VALIDATE_EVERY = 50
+
+
+class Block(NamedTuple):
+    """A few steps of training, or one validation.
+
+    Attributes:
+        records: a dictionary for each step (step, loss, rates, grad_norm, loss_scale, skipped), or one for the validation
+            (step, validation_loss).
+        seconds: how long it took; what runs first also compiles.
+    """
+
+    records: list[dict[str, Any]]
+    seconds: float
+
+
+def warmup_cosine(peak: float, steps: int) -> LinearWarmupScheduler:
+    """Up to `peak` in the first tenth of the steps, then down to a hundredth of it along a cosine."""
+    warmup = steps // 10
+    cosine = CosineAnnealingLR(peak, T_max=steps - warmup, eta_min=0.01 * peak)
+    return LinearWarmupScheduler(warmup, 0.1 * peak, peak, after_scheduler=cosine)
+
+
+def is_matrix(path: str, leaf: Any) -> bool:
+    """Whether a parameter decays: matrices do, scales do not."""
+    return leaf.ndim == 2
+
+
+def make_optimizer(steps: int) -> MultiOptimizer:
+    """Adam for the embedding and AdamW for the rest, each with its own rate."""
+    embedding = Adam(learning_rate=warmup_cosine(EMBEDDING_RATE, steps))
+    body = AdamW(learning_rate=warmup_cosine(BODY_RATE, steps), weight_decay=0.1, decay_mask=is_matrix)
+    return MultiOptimizer({"embedding": embedding, "body": body}, groups={"embedding": "embedding/*", "body": ...})
+
+
+def make_trainer(steps: int, precision: str) -> MixedPrecisionTrainer:
+    """The optimizer in a trainer that computes in `precision`, clips, and skips what overflows."""
+    return MixedPrecisionTrainer(
+        None,
+        make_optimizer(steps),
+        loss_scale=LOSS_SCALE,
+        policy=precision,
+        clip_norm=CLIP_NORM,
+        growth_interval=GROWTH_INTERVAL,
+    )
+
+
+def make_step(trainer: MixedPrecisionTrainer) -> Callable[..., tuple[model.Params, Any, dict[str, Any]]]:
+    """The training step: `params, state, metrics = step(params, state, tokens, starts)`, with `params` and `state` donated.
+
+    The batch is cut on the device out of the text `tokens`, int32[n], at the places `starts`, int32[BATCH].
+    """
+
+    @functools.partial(jax.jit, donate_argnames=("params", "state"))
+    def step(params: model.Params, state: Any, tokens: Array, starts: Array) -> tuple[model.Params, Any, dict[str, Any]]:
+        scale, rates = state.loss_scale.scale, trainer.optimizer.get_learning_rate(state.optimizer)
+        loss, grads = trainer.value_and_grad(model.loss)(params, state, windows(tokens, starts))
+        metrics = {"loss": loss, "rates": rates, "grad_norm": global_norm(grads) / scale, "loss_scale": scale}
+        params, state, success = trainer.update(params, grads, state, loss=loss)
+        return params, state, {**metrics, "skipped": ~success}
+
+    return step
+
+
+def windows(tokens: Array, starts: Array) -> Array:
+    """The pieces of a text int32[n] that start at int32[k]: int32[k, CONTEXT + 1]."""
+    return tokens[starts[:, None] + jnp.arange(model.CONTEXT + 1)[None, :]]
+
+
+@jax.jit
+def evaluate(params: model.Params, tokens: Array, starts: Array) -> Array:
+    """The mean loss over the windows that start at int32[k]: float32 scalar."""
+    losses = jax.lax.map(lambda window: model.loss(params, window[None]), windows(tokens, starts), batch_size=BATCH)
+    return jnp.mean(losses)
+
+
+def train(corpus: data.Corpus, steps: int, seed: int, precision: str) -> Iterator[Block]:
+    """Train a fresh model and tell what happens, with a validation at the start, now and then, and at the end.
+
+    Metrics stay on the device until a block of steps is done, so that the host never waits for a single step.
+    """
+    trainer = make_trainer(steps, precision)
+    generator = np.random.default_rng(seed)
+    params = model.init(generator)
+    state = trainer.init(params)
+    step = make_step(trainer)
+    tokens, held_out = jnp.asarray(corpus.train), jnp.asarray(corpus.validation)
+
+    yield validate(params, held_out, 0)
+    for block in blocks(steps):
+        began, metrics = time.perf_counter(), []
+        for _ in block:
+            starts = data.random_starts(generator, len(tokens), BATCH, model.CONTEXT)
+            params, state, measured = step(params, state, tokens, starts)
+            metrics.append(measured)
+        records = [to_record(i, measured) for i, measured in zip(block, jax.device_get(metrics), strict=True)]
+        yield Block(records, time.perf_counter() - began)
+        if block[-1] % VALIDATE_EVERY == 0 or block[-1] == steps:
+            yield validate(params, held_out, block[-1])
+
+
+def to_record(step: int, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of one step as Python numbers, rounded to the digits that a float32 surely has; scales are powers of two."""
+    scale, skipped = float(metrics["loss_scale"]), bool(metrics["skipped"])
+    measured = {name: metrics[name] for name in ("loss", "rates", "grad_norm")}
+    rounded = jax.tree.map(lambda number: float(f"{number:.7g}"), measured)
+    order = {name: rounded[name] for name in measured}
+    return {"step": step, **order, "loss_scale": scale, "skipped": skipped}
+
+
+def blocks(steps: int) -> list[range]:
+    """1, 2, …, `steps` in pieces that end at multiples of READ_EVERY; step 1, which compiles, is a piece of its own."""
+    ends = sorted({1, *range(READ_EVERY, steps, READ_EVERY), steps})
+    return [range(last + 1, end + 1) for last, end in itertools.pairwise([0, *ends])]
+
+
+def validate(params: model.Params, tokens: Array, step: int) -> Block:
+    """The loss on the held-out text int32[m] after `step` steps."""
+    began = time.perf_counter()
+    loss = float(evaluate(params, tokens, data.consecutive_starts(len(tokens), model.CONTEXT)))
+    return Block([{"step": step, "validation_loss": loss}], time.perf_counter() - began)

@@ -1,0 +1,289 @@
+"""optax, both ways. optax is imported inside the functions."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mithril_opt._numerics import compute_dtype, saturating_increment, scalar_f32
+from mithril_opt._pytree import pytree, static
+from mithril_opt._tree import agree, leaves_with_paths, merge, trained, trains, widen
+from mithril_opt._typing import Array, PyTree
+from mithril_opt.multi import Frozen, MultiOptimizer, takes_extra_args
+from mithril_opt.optimizer import LeafOptimizer, Optimizer, OptState, check_state
+from mithril_opt.wrappers.accumulate import Accumulate, AccumulateState
+
+
+@pytree
+class FromOptax(Optimizer):
+    """An optax transformation as an `Optimizer`; made by `from_optax`."""
+
+    transformation: Any = static()
+
+    def init(self, params: PyTree) -> OptState:
+        wide = jax.tree.map(_wide, trained(params))
+        slots = apart(self.transformation.init(wide), (params, wide))
+        return OptState(step=jnp.zeros((), jnp.int32), slots=slots, schedules={})
+
+    def update(self, params: PyTree, grads: PyTree, state: OptState, **extra_args: Any) -> tuple[PyTree, OptState]:
+        updates, state = self.compute_updates(params, grads, state, **extra_args)
+        return merge(params, apply_updates(trained(params), updates)), state
+
+    def compute_updates(self, params: PyTree, grads: PyTree, state: OptState, **extra_args: Any) -> tuple[PyTree, OptState]:
+        """The transformation's updates in float32 or wider and the new state, without applying them."""
+        check_state(self, grads, state)
+        grads, params = agree(params, grads), trained(params)
+        _check_given(params, grads)
+        wide = jax.tree.map(_wide, params)
+        self._check_slots(wide, state.slots)
+        # jax.grad returns the conjugate of the direction that optax expects.
+        directions = jax.tree.map(lambda grad, param: jnp.conj(widen(grad).astype(param.dtype)), grads, wide)
+        updates, slots = self.transformation.update(directions, state.slots, wide, **extra_args)
+        updates = jax.tree.map(lambda update: update.astype(compute_dtype(update.dtype)), updates)
+        return updates, OptState(saturating_increment(state.step), _in_dtypes_of(state.slots, slots), {})
+
+    def _check_slots(self, params: PyTree, slots: PyTree) -> None:
+        expected = jax.eval_shape(self.transformation.init, params)
+        try:
+            agree(expected, slots, ("expected state", "given one"))
+        except ValueError as error:
+            raise ValueError(f"the state does not belong to this transformation and these parameters: {error}") from None
+
+    def get_learning_rate(self, state: OptState) -> Array:
+        """The rate that `optax.inject_hyperparams` will use in the next update: float32 scalar.
+
+        Raises:
+            ValueError: the transformation keeps no rate in its state, or several.
+        """
+        rates = _injected(state.slots, "learning_rate")
+        if not rates:
+            raise ValueError(
+                "this transformation keeps no learning rate in its state; wrap it as "
+                "optax.inject_hyperparams(optax.adam)(learning_rate=...)"
+            )
+        if len(rates) > 1:
+            raise ValueError(f"this transformation keeps {len(rates)} learning rates in its state; read them from state.slots")
+        return scalar_f32(_next_rate(self.transformation, state.slots) if rates[0].scheduled else rates[0].value)
+
+
+def from_optax(transformation: Any) -> Optimizer:
+    """An optax `GradientTransformation` as an `Optimizer`.
+
+    It may be used wherever an optimizer may: in `MultiOptimizer`, `Accumulate` and the mixed-precision trainer. Parameters and
+    gradients are handed to it in float32 or wider, and its state is in `state.slots`. `get_learning_rate` works where the rate
+    is injected with `optax.inject_hyperparams`.
+
+    Args:
+        transformation: what an optax function returned. Extra arguments (`value`, `grad`, `value_fn`) given to `update` by
+            keyword are forwarded, also by a `MultiOptimizer`.
+
+    Returns:
+        An optimizer whose `update` raises a ValueError if a trained parameter has no gradient, which optax cannot express, or
+        if the state is that of another transformation or of other parameters.
+
+    Raises:
+        TypeError: `transformation` has no `init` and `update`, or is an `Optimizer` already.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from mithril_opt import from_optax
+        >>> optimizer = from_optax(optax.sgd(0.5))
+        >>> params = {"w": jnp.array([1.0, 2.0])}
+        >>> params, state = optimizer.update(params, {"w": jnp.array([1.0, 1.0])}, optimizer.init(params))
+        >>> params["w"]
+        Array([0.5, 1.5], dtype=float32)
+    """
+    import optax
+
+    if not isinstance(transformation, optax.GradientTransformation):
+        raise TypeError(
+            f"from_optax takes an optax.GradientTransformation, such as optax.adam(1e-3), got {type(transformation).__name__}"
+        )
+    return FromOptax(optax.with_extra_args_support(transformation))
+
+
+def to_optax(optimizer: Optimizer) -> Any:
+    """An `Optimizer` as an `optax.GradientTransformationExtraArgs`.
+
+    The updates are −η d, computed in float32 or wider and handed over in the dtype of the gradients; they are never recovered
+    as new minus old parameters. As everywhere in optax, the caller conjugates complex gradients. Extra arguments reach the
+    optimizers that take them, those made by `from_optax`.
+
+    Args:
+        optimizer: any optimizer with `compute_updates`, which all of this library have.
+
+    Returns:
+        A transformation `init(params)`, `update(updates, state, params=None, **extra_args)`. The parameters may be left out
+        where the rule does not read them. Leaves that do not train get zero updates.
+
+    Raises:
+        TypeError: `optimizer` has no `compute_updates`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from mithril_opt import SGD, to_optax
+        >>> transformation = optax.chain(optax.clip(1.0), to_optax(SGD(learning_rate=0.5)))
+        >>> updates, state = transformation.update(jnp.array([3.0]), transformation.init(jnp.array([1.0])))
+        >>> updates
+        Array([-0.5], dtype=float32)
+    """
+    import optax
+
+    name, compute_updates = type(optimizer).__name__, getattr(optimizer, "compute_updates", None)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"to_optax takes an Optimizer, got {name}; for an optax transformation there is from_optax")
+    if compute_updates is None:
+        raise TypeError(f"{name} must define compute_updates(params, grads, state) -> (updates, state)")
+
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any) -> tuple[PyTree, Any]:
+        _check_own_state(optimizer, state)
+        if params is None and _reads_params(optimizer, trained(updates), state):
+            raise ValueError(f"{name} reads the parameters: call update(updates, state, params)")
+        gradients = merge(updates, jax.tree.map(jnp.conj, trained(updates)))
+        given = extra_args if takes_extra_args(optimizer) else {}
+        new_updates, state = compute_updates(updates if params is None else params, gradients, state, **given)
+        return _like(updates, new_updates, params), state
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
+    """`params + updates`, added in float32 or wider, in the dtypes of `params`; unchanged where the update is None."""
+    leaves, structure = jax.tree.flatten(params)
+    pairs = zip(leaves, structure.flatten_up_to(updates), strict=True)
+    return structure.unflatten(
+        [param if update is None else (widen(param) + update).astype(jnp.result_type(param)) for param, update in pairs]
+    )
+
+
+def _wide(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, compute_dtype(leaf.dtype), sharding=leaf.sharding)
+    return widen(leaf)
+
+
+def apart(slots: PyTree, params: PyTree = None) -> PyTree:
+    """`slots`, strongly typed, without a buffer of `params` and without one buffer twice (donation would fail)."""
+    seen = {id(leaf) for leaf in jax.tree.leaves(params)}
+
+    def separate(slot: Any) -> Any:
+        if isinstance(slot, jax.Array):
+            slot = jnp.copy(slot) if id(slot) in seen else _strong(slot, slot.dtype)
+        seen.add(id(slot))
+        return slot
+
+    return jax.tree.map(separate, slots)
+
+
+def _check_given(params: PyTree, grads: PyTree) -> None:
+    structure = jax.tree.structure(params)
+    for (path, _), grad in zip(leaves_with_paths(params), structure.flatten_up_to(grads), strict=True):
+        if grad is None:
+            raise ValueError(
+                f"{path!r} has no gradient, which an optax transformation cannot express; give zeros, or let Frozen() have the "
+                "leaf in a MultiOptimizer"
+            )
+
+
+def _in_dtypes_of(old: PyTree, new: PyTree) -> PyTree:
+    """`new`, strongly typed in the dtypes of `old`: some of optax's rules drift, and would be traced anew."""
+    return jax.tree.map(lambda old, new: _strong(new, old.dtype) if isinstance(old, jax.Array) else new, old, new)
+
+
+def _strong(leaf: Any, dtype: Any) -> Any:
+    return jnp.asarray(leaf, dtype) if jnp.issubdtype(dtype, jnp.number) else leaf  # not so a PRNG key
+
+
+class _Rate:
+    """A learning rate in the state of `optax.inject_hyperparams`, and whether a schedule overwrites it."""
+
+    def __init__(self, value: Any, scheduled: bool) -> None:
+        self.value, self.scheduled = value, scheduled
+
+
+def _injected(slots: PyTree, name: str) -> list[_Rate]:
+    is_injection = lambda node: hasattr(node, "hyperparams")  # noqa: E731
+    states = [node for node in jax.tree.leaves(slots, is_leaf=is_injection) if is_injection(node)]
+    inner = [rate for state in states for rate in _injected(state.inner_state, name)]
+    own = [
+        _Rate(state.hyperparams[name], name in getattr(state, "hyperparams_states", {}))
+        for state in states
+        if name in state.hyperparams
+    ]
+    return own + inner
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _next_rate(transformation: Any, slots: PyTree) -> Any:
+    """The scheduled rate of the next update. The state holds that of the last one, and only an update reads the schedule; so
+    an update with zeros is made, of which the compiler keeps the rate alone."""
+    zeros = _zero_params(transformation, slots)
+    _, slots = transformation.update(zeros, slots, zeros)
+    return _injected(slots, "learning_rate")[0].value
+
+
+def _zero_params(transformation: Any, slots: PyTree) -> PyTree:
+    """Zeros in a tree that `slots` may belong to: a copy of the parameters in it, found as `optax.tree_map_params` does."""
+    import optax
+
+    copies: list[Any] = []
+    optax.tree_map_params(transformation, copies.append, slots, is_leaf=lambda node: True)
+    return jax.tree.map(jnp.zeros_like, copies[0]) if copies else jnp.zeros(())
+
+
+def _check_own_state(optimizer: Optimizer, state: Any) -> None:
+    kind = AccumulateState if isinstance(optimizer, Accumulate) else OptState
+    known = isinstance(optimizer, LeafOptimizer | MultiOptimizer | Frozen | FromOptax | Accumulate)
+    if known and not isinstance(state, kind):
+        raise ValueError(
+            f"to_optax({type(optimizer).__name__}).update takes (updates, state, params) with the {kind.__name__} that init "
+            f"returned as the state, got {type(state).__name__}; state_from_optax turns a state of optax into one"
+        )
+
+
+def _like(updates: PyTree, new: PyTree, params: PyTree) -> PyTree:
+    """`new` in the dtypes of `updates`, with zeros where there is nothing to do."""
+    leaves, structure = jax.tree.flatten(updates)
+    own = leaves if params is None else structure.flatten_up_to(params)
+    columns = zip(leaves, structure.flatten_up_to(new), own, strict=True)
+    return structure.unflatten([_like_leaf(*column) for column in columns])
+
+
+def _like_leaf(update: Any, new: Any, param: Any) -> Any:
+    if trains(update):
+        return jnp.zeros_like(update) if new is None else new.astype(jnp.result_type(update))
+    # An integer parameter comes with a gradient of dtype float0, to which nothing can be added.
+    dtype = jnp.result_type(param) if isinstance(param, int | np.ndarray | jax.Array) else None
+    countable = dtype is not None and (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_))
+    return jnp.zeros(np.shape(param), dtype) if countable else update
+
+
+def _reads_params(optimizer: Optimizer, updates: PyTree, state: Any) -> bool:
+    """Whether `compute_updates` looks at the parameters."""
+    leaves, structure = jax.tree.flatten((optimizer, updates, state))
+    # Python numbers stay as they are: a rule may branch on them.
+    return _reads(structure, tuple(leaf if isinstance(leaf, int | float | complex) else _abstract(leaf) for leaf in leaves))
+
+
+@functools.lru_cache(maxsize=128)
+def _reads(structure: Any, leaves: tuple[Any, ...]) -> bool:
+    """The exporter drops the arguments that are not used, and says which it has kept."""
+    from jax import export
+
+    def compute(params: PyTree, arrays: list[Array]) -> Any:
+        given = iter(arrays)
+        full = [next(given) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf for leaf in leaves]
+        optimizer, updates, state = structure.unflatten(full)
+        return optimizer.compute_updates(params, updates, state)
+
+    params = jax.tree.map(_abstract, structure.unflatten(leaves)[1])
+    exported = export.export(jax.jit(compute))(params, [leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)])
+    return any(i < len(jax.tree.leaves(params)) for i in exported.module_kept_var_idx)
+
+
+def _abstract(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))

@@ -1,0 +1,144 @@
+"""optax's states, both ways, so that a run can be moved. optax is imported inside the functions."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mithril_opt._tree import agree, merge
+from mithril_opt._typing import PyTree
+from mithril_opt.interop.optax import apart
+from mithril_opt.optimizer import Optimizer, OptState, check_state
+from mithril_opt.optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
+
+RULES = (SGD, Adam, AdamW, RMSProp, AdaGrad)
+SLOT_NAMES = {"trace", "mu", "nu", "nu_max", "sum_of_squares"}
+
+
+def state_from_optax(optimizer: Optimizer, params: PyTree, optax_state: PyTree, step: int | None = None) -> OptState:
+    """The state of `optimizer` with the moments and the count of an optax state of the same rule.
+
+    The moments are widened to float32 where optax kept them narrower; where the dtypes agree the two states share buffers.
+
+    Args:
+        optimizer: `SGD`, `Adam` or `AdamW` without AMSGrad, `RMSProp` without momentum, or `AdaGrad`. With AMSGrad optax keeps
+            the largest bias-corrected moment, and in the momentum of RMSProp the rate: these states mean something else.
+        params: the parameters that both states are for.
+        optax_state: the state of `optax.sgd`, `optax.adam`, …, however deep in a chain.
+        step: number of updates made, for a state that does not count them (that of `optax.sgd(0.1)`, say).
+
+    Raises:
+        ValueError: `optimizer` is another one; the optax state is that of another rule, or has its slots twice or in another
+            shape; its counts differ from each other or from `step`, or it has none and `step` is not given.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from mithril_opt import Adam, state_from_optax
+        >>> params = {"w": jnp.ones(2)}
+        >>> state_from_optax(Adam(), params, optax.adam(1e-3).init(params)).slots.mu
+        {'w': Array([0., 0.], dtype=float32)}
+    """
+    _check_same_rule(optimizer)
+    state = optimizer.init(params)
+    slots = {
+        name: _cast(agree(params, value, ("parameter", f"{name} of optax")), getattr(state.slots, name))
+        for name, value in _find_slots(optimizer, state, optax_state).items()
+    }
+    return state._replace(step=_count(optax_state, step), slots=state.slots._replace(**slots))
+
+
+def state_to_optax(optimizer: Optimizer, state: OptState, optax_state: PyTree) -> PyTree:
+    """`optax_state`, of the same rule, with the moments and the count of `state`: the inverse of `state_from_optax`.
+
+    Args:
+        optimizer: the optimizer that `state` belongs to, as for `state_from_optax`.
+        state: its state.
+        optax_state: what the optax transformation's `init` returned for the same parameters. All its counts are set.
+
+    Raises:
+        ValueError: as `state_from_optax` does.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> from mithril_opt import Adam, state_to_optax
+        >>> params, optimizer = {"w": jnp.ones(2)}, Adam()
+        >>> _, state = optimizer.update(params, params, optimizer.init(params))
+        >>> optax.tree.get(state_to_optax(optimizer, state, optax.adam(1e-3).init(params)), "count")
+        Array(1, dtype=int32)
+    """
+    _check_same_rule(optimizer)
+    check_state(optimizer, None, state)
+    values = {
+        name: _cast(merge(value, agree(value, getattr(state.slots, name), (f"{name} of optax", name))), value)
+        for name, value in _find_slots(optimizer, state, optax_state).items()
+    }
+    return apart(_replaced(optax_state, {**values, "count": state.step}))
+
+
+def _check_same_rule(optimizer: Optimizer) -> None:
+    amsgrad = isinstance(optimizer, Adam | AdamW) and optimizer.amsgrad
+    scaled_momentum = isinstance(optimizer, RMSProp) and optimizer.momentum is not None
+    if not isinstance(optimizer, RULES) or amsgrad or scaled_momentum:
+        raise ValueError(
+            f"{optimizer!r} has no counterpart in optax with the same state: SGD, Adam and AdamW without amsgrad, AdaGrad and "
+            "RMSProp without momentum have"
+        )
+
+
+def _find_slots(optimizer: Optimizer, state: OptState, optax_state: PyTree) -> dict[str, PyTree]:
+    """The trees of `optax_state` that are slots, by name."""
+    names = [name for name, tree in state.slots._asdict().items() if tree is not None]
+    found = [node for node in _named_tuples(optax_state) if not SLOT_NAMES.isdisjoint(node._fields)]
+    wanted = [_keeper(optimizer, names)] if names else []
+    if [type(node).__name__ for node in found] != wanted:
+        needs, has = wanted or ["no slots"], [type(node).__name__ for node in found] or ["no slots"]
+        raise ValueError(f"{type(optimizer).__name__} needs an optax state with {needs[0]}, but this one has {', '.join(has)}")
+    return {name: getattr(found[0], name) for name in names}
+
+
+def _keeper(optimizer: Optimizer, names: list[str]) -> str:
+    """The name of optax's state that holds the slots of `optimizer`."""
+    if isinstance(optimizer, RMSProp):
+        return "ScaleByRStdDevState" if "mu" in names else "ScaleByRmsState"
+    return {SGD: "TraceState", AdaGrad: "ScaleByRssState"}.get(type(optimizer), "ScaleByAdamState")
+
+
+def _is_named_tuple(node: Any) -> bool:
+    return isinstance(node, tuple) and hasattr(node, "_fields")
+
+
+def _named_tuples(tree: PyTree) -> Iterator[Any]:
+    """Every NamedTuple in `tree`, but for those in slots, which are the parameters' own."""
+    for node in jax.tree.leaves(tree, is_leaf=_is_named_tuple):
+        if _is_named_tuple(node):
+            yield node
+            yield from _named_tuples([child for name, child in node._asdict().items() if name not in SLOT_NAMES])
+
+
+def _replaced(tree: PyTree, values: Mapping[str, Any]) -> PyTree:
+    """`tree` with the fields of its NamedTuples that `values` names replaced."""
+
+    def replaced(node: Any) -> Any:
+        if not _is_named_tuple(node):
+            return node
+        kept = {name: _replaced(child, values) for name, child in node._asdict().items() if name not in SLOT_NAMES}
+        return node._replace(**{**kept, **{name: value for name, value in values.items() if name in node._fields}})
+
+    return jax.tree.map(replaced, tree, is_leaf=_is_named_tuple)
+
+
+def _cast(values: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(lambda value, slot: jnp.asarray(value, slot.dtype), values, like)
+
+
+def _count(optax_state: PyTree, step: int | None) -> jax.Array:
+    given = [node.count for node in _named_tuples(optax_state) if "count" in node._fields]
+    counts = sorted({int(count) for count in [*given, *([] if step is None else [step])]})
+    if not counts:
+        raise ValueError("the optax state does not count its updates; give their number as step=")
+    if len(counts) > 1:
+        raise ValueError(f"the counts of the optax state, and step if given, differ: {counts}; one clock cannot hold them")
+    return jnp.asarray(counts[0], jnp.int32)

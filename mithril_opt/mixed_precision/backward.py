@@ -1,0 +1,83 @@
+"""Backward passes from a scaled cotangent. The loss itself is never multiplied."""
+
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mithril_opt._pytree import pytree, static
+from mithril_opt._tree import agree, describe_leaf, trains, widen
+from mithril_opt._typing import Array, PyTree
+
+# The largest power of two that a float16 cotangent of 1 can be multiplied by.
+MAX_FLOAT16_SCALE = 2.0**15
+
+
+@pytree
+class Pullback:
+    """The backward half of `MixedPrecisionTrainer.forward`: a pytree, so it may cross a jit boundary.
+
+    Attributes:
+        vjp: from cotangents of the outputs to a tuple with the gradient of the parameters.
+        outputs: the outputs' shapes and dtypes, as a hashable pair of structure and leaves.
+    """
+
+    vjp: Any
+    outputs: Any = static()
+
+
+def loss_and_aux(returned: Any, has_aux: bool) -> tuple[Any, Any]:
+    """What a loss function returned, as loss and aux; aux is None without `has_aux`."""
+    if has_aux and not (isinstance(returned, tuple) and len(returned) == 2):
+        raise TypeError(f"with has_aux=True loss_fn must return a pair (loss, aux), got {describe_leaf(returned)}")
+    loss, aux = returned if has_aux else (returned, None)
+    check_loss(loss, "what loss_fn returns as the loss")
+    return loss, aux
+
+
+def check_loss(loss: Any, name: str) -> None:
+    """Raise a TypeError unless `loss` is a real floating scalar."""
+    if not trains(loss) or jnp.iscomplexobj(loss) or jnp.shape(loss) != ():
+        raise TypeError(f"{name} must be a real floating scalar, got {describe_leaf(loss)}")
+
+
+def check_argnums(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """`argnums` as a tuple of positions among `count` arguments."""
+    indices = tuple(argnums) if isinstance(argnums, Sequence) else (operator.index(argnums),)
+    if not all(-count <= index < count for index in indices):
+        raise ValueError(f"argnums is {argnums}, but loss_fn is given {count} positional arguments")
+    return indices
+
+
+def pull(vjp: Callable[..., Any], loss: Array, scale: Array | None, computed_in: Any) -> Any:
+    """The gradients of `loss`, which the loss function computed in `computed_in`, multiplied by `scale`."""
+    one = jnp.ones_like(loss)  # under shard_map it varies over the axes that the loss varies over, and the scale does not
+    if scale is None:
+        return vjp(one)
+    if jnp.float16 not in (computed_in, loss.dtype):
+        return vjp(one * scale.astype(loss.dtype))
+    warnings.warn(
+        "the loss is float16, so no loss scale above 32768 can enter its backward pass; compute the loss in float32, "
+        "from logits.astype(jnp.float32), under a policy whose output_dtype is float32",
+        stacklevel=3,
+    )
+    usable = jnp.minimum(scale, MAX_FLOAT16_SCALE)
+    return jax.tree.map(lambda grad: grad * (scale / usable).astype(grad.dtype), vjp(one * usable.astype(loss.dtype)))
+
+
+def cotangents(outputs: PyTree, loss_gradients: PyTree, scale: Array | None) -> PyTree:
+    """`loss_gradients` times `scale`, in the dtypes of `outputs`."""
+
+    def cotangent(output: Any, gradient: Any) -> Any:
+        if not trains(output):
+            return np.zeros(output.shape, jax.dtypes.float0)
+        gradient = jnp.zeros(output.shape) if gradient is None else widen(gradient)
+        return (gradient if scale is None else gradient * scale.astype(gradient.dtype)).astype(output.dtype)
+
+    leaves, structure = jax.tree.flatten(outputs)
+    given = structure.flatten_up_to(agree(outputs, loss_gradients, ("output", "loss gradient")))
+    return structure.unflatten(map(cotangent, leaves, given))

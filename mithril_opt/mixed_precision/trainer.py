@@ -1,0 +1,292 @@
+"""Training in mixed precision: one step, applied whole or not at all.
+
+The order of a step is fixed: scale the cotangent → backward → (mean over replicas) → unscale in float32 → finite check → clip →
+optimizer → commit. The loss itself is never multiplied, so what is reported is exact; the gradients are divided by the scale
+that produced them; and the verdict is one for all leaves, groups and devices.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mithril_opt._norm import norm_and_finite
+from mithril_opt._numerics import scalar_f32
+from mithril_opt._pytree import check_numbers, number, pytree, set_field, static, steps
+from mithril_opt._tree import agree, leaves_with_paths, merge, trained
+from mithril_opt._typing import Array, PyTree, Scalar
+from mithril_opt.mixed_precision.backward import Pullback, check_argnums, check_loss, cotangents, loss_and_aux, pull
+from mithril_opt.mixed_precision.commit import commit
+from mithril_opt.mixed_precision.loss_scale import LossScale, LossScaleState
+from mithril_opt.mixed_precision.policy import Policy
+from mithril_opt.optimizer import Optimizer
+
+
+class TrainerState(NamedTuple):
+    """What the next step needs: the optimizer's state and the loss scale's."""
+
+    optimizer: Any
+    loss_scale: LossScaleState
+
+
+class LossScaleStuckError(RuntimeError):
+    """The loss scale is as low as it may go and steps keep being skipped."""
+
+
+@pytree
+class MixedPrecisionTrainer:
+    """A model, an optimizer, a policy and a loss scale, as one training step.
+
+    The Mithril way, in two halves:
+
+        outputs, pullback = trainer.forward(params, state, inputs)
+        params, state, success = trainer.backward_and_update(params, state, pullback, loss_gradients)
+
+    The JAX way:
+
+        (loss, aux), grads = trainer.value_and_grad(loss_fn, has_aux=True)(params, state, *args)
+        params, state, success = trainer.update(params, grads, state, loss=loss)
+
+    When a gradient is not finite, nothing of the step is committed: parameters, slots, step count, schedules and accumulators
+    stay bit for bit what they were, and `success` is False. When the loss itself is not finite, the batch is at fault, and the
+    loss scale stays as well.
+
+    Loss scaling acts where the compute dtype has fewer exponent bits than float32 (float16). Under "bfloat16" and "float32"
+    nothing is scaled, whatever `loss_scale` says; the finite check and the counters stay on.
+
+    Args:
+        model: `(params, inputs) -> outputs`, for `forward`; None if only `value_and_grad` is used.
+        optimizer: any `Optimizer`.
+        loss_scale: the first scale.
+        dynamic_loss_scaling: whether the scale moves.
+        policy: a `Policy`, or the name of its compute dtype.
+        clip_norm: bound for the global norm of the unscaled gradients of all groups; None for no clipping.
+        growth_factor: what the scale grows by.
+        backoff_factor: what an overflow lowers it by.
+        growth_interval: finite steps in a row before it grows.
+        min_loss_scale: lower bound of the scale, ≥ 2⁻¹²⁶.
+        max_loss_scale: upper bound of the scale, ≤ 2¹²⁶.
+        hysteresis: the h-th overflow since the last growth is the first to lower the scale.
+
+    Raises:
+        ValueError: a setting is out of its range.
+        TypeError: `optimizer` is no `Optimizer`, or `model` no function.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import SGD, MixedPrecisionTrainer
+        >>> trainer = MixedPrecisionTrainer(None, SGD(learning_rate=0.5), policy="float16")
+        >>> params = {"w": jnp.array([1.0, 2.0])}
+        >>> state = trainer.init(params)
+        >>> def loss_fn(params, x):
+        ...     return jnp.mean((params["w"] * x).astype(jnp.float32) ** 2)
+        >>> loss, grads = trainer.value_and_grad(loss_fn)(params, state, jnp.array([1.0, 0.5]))
+        >>> params, state, success = trainer.update(params, grads, state, loss=loss)
+        >>> loss, params["w"], success
+        (Array(1., dtype=float32), Array([0.5 , 1.75], dtype=float32), Array(True, dtype=bool))
+    """
+
+    model: Callable[[PyTree, PyTree], PyTree] | None = static()
+    optimizer: Optimizer
+    loss_scale: Scalar = number(default=2.0**15, above=0)
+    dynamic_loss_scaling: bool = static(default=True)
+    policy: Any = static(default="float16")
+    clip_norm: Scalar | None = number(default=None, minimum=0, optional=True)
+    growth_factor: Scalar = number(default=2.0, above=1)
+    backoff_factor: Scalar = number(default=0.5, above=0, below=1)
+    growth_interval: int | Array = steps(default=2000)
+    min_loss_scale: Scalar = number(default=1.0, minimum=2.0**-126)
+    max_loss_scale: Scalar = number(default=2.0**24, above=0, maximum=2.0**126)
+    hysteresis: int | Array = steps(default=1)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.optimizer, Optimizer):
+            raise TypeError(f"MixedPrecisionTrainer: optimizer must be an Optimizer, got {self.optimizer!r}")
+        if not (self.model is None or callable(self.model)):
+            raise TypeError(f"MixedPrecisionTrainer: model must be a function (params, inputs) -> outputs, got {self.model!r}")
+        check_numbers(self, schedules=False)
+        set_field(self, "policy", self.policy if isinstance(self.policy, Policy) else Policy(self.policy))
+        self._scaling()
+
+    def _scaling(self) -> LossScale:
+        rule = LossScale(
+            initial=self.loss_scale,
+            dynamic=self.dynamic_loss_scaling,
+            growth_factor=self.growth_factor,
+            backoff_factor=self.backoff_factor,
+            growth_interval=self.growth_interval,
+            minimum=self.min_loss_scale,
+            maximum=self.max_loss_scale,
+            hysteresis=self.hysteresis,
+        )
+        return rule if self.policy.needs_loss_scaling else LossScale(initial=1.0, dynamic=False, needed=False)
+
+    def _scale(self, state: TrainerState) -> Array | None:
+        _check(state, TrainerState, "state", "init")
+        return state.loss_scale.scale if self.policy.needs_loss_scaling else None
+
+    def init(self, params: PyTree) -> TrainerState:
+        """The state before the first step."""
+        return TrainerState(self.optimizer.init(params), self._scaling().init())
+
+    def forward(self, params: PyTree, state: TrainerState, inputs: PyTree) -> tuple[PyTree, Pullback]:
+        """The model's outputs, and what `backward_and_update` needs.
+
+        Args:
+            params: tree of parameters; the floating ones are cast to the compute dtype, and so are the floating inputs.
+            state: the trainer's state.
+            inputs: what the model takes as its second argument.
+
+        Returns:
+            Outputs, the floating ones in the output dtype, and the pullback.
+        """
+        if self.model is None:
+            raise ValueError("forward needs a model; this trainer was made without one")
+
+        def compute(weights: PyTree) -> PyTree:
+            full, cast_inputs = self.policy.cast_to_compute((merge(params, weights), inputs))
+            return self.policy.cast_to_output(self.model(full, cast_inputs))  # pyright: ignore[reportOptionalCall]
+
+        outputs, vjp = jax.vjp(compute, trained(params))
+        leaves, structure = jax.tree.flatten(outputs)
+        return outputs, Pullback(vjp, (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)))
+
+    def backward_and_update(
+        self, params: PyTree, state: TrainerState, pullback: Pullback, loss_gradients: PyTree
+    ) -> tuple[PyTree, TrainerState, Array]:
+        """The second half of a step: backward through `pullback`, then `update`.
+
+        Args:
+            params: the parameters that `forward` was given.
+            state: the state that `forward` was given.
+            pullback: what `forward` returned.
+            loss_gradients: the gradient of the loss with respect to the outputs: same structure and shapes. If it is not
+                finite, the batch is at fault.
+
+        Returns:
+            Parameters, state, and whether the step was committed, a boolean scalar.
+
+        Raises:
+            ValueError: `loss_gradients` does not fit the outputs, or the pullback does not fit the parameters.
+        """
+        _check(pullback, Pullback, "pullback", "forward")
+        structure, leaves = pullback.outputs
+        outputs = structure.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+        (grads,) = pullback.vjp(cotangents(outputs, loss_gradients, self._scale(state)))
+        _, finite = norm_and_finite(loss_gradients)
+        return self._step(params, grads, state, jnp.all(finite))
+
+    def value_and_grad(
+        self, loss_fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+    ) -> Callable[..., Any]:
+        """`jax.value_and_grad` in mixed precision: the loss as it is, the gradients multiplied by the loss scale.
+
+        Args:
+            loss_fn: `(params, *args, **kwargs) -> loss`, or `-> (loss, aux)` with `has_aux`; the loss a real scalar. It sees
+                every floating argument in the compute dtype.
+            argnums: which arguments of `loss_fn` to differentiate by, as in `jax.value_and_grad`.
+            has_aux: whether `loss_fn` returns `(loss, aux)`.
+
+        Returns:
+            A function `(params, state, *args, **kwargs)` that returns `loss, grads`, or `(loss, aux), grads`. The loss and the
+            floating leaves of aux are in the output dtype; the gradients, scaled, in the dtypes of the parameters, None at
+            the leaves that do not train.
+
+        Raises:
+            TypeError: the loss is no real floating scalar.
+            ValueError: there are no such arguments as `argnums`.
+        """
+
+        def wrapped(params: PyTree, state: TrainerState, /, *args: Any, **kwargs: Any) -> Any:
+            arguments, scale = (params, *args), self._scale(state)
+            indices = check_argnums(argnums, len(arguments))
+            loss_dtypes: list[Any] = []
+
+            def compute(*differentiated: PyTree) -> tuple[Array, Any]:
+                full = list(arguments)
+                for index, tree in zip(indices, differentiated, strict=True):
+                    full[index] = merge(arguments[index], tree)
+                full, keywords = self.policy.cast_to_compute((full, kwargs))
+                loss, aux = loss_and_aux(loss_fn(*full, **keywords), has_aux)
+                loss_dtypes.append(jnp.result_type(loss))
+                return self.policy.cast_to_output(loss), self.policy.cast_to_output(aux)
+
+            loss, vjp, aux = jax.vjp(compute, *(trained(arguments[index]) for index in indices), has_aux=True)
+            grads = pull(vjp, loss, scale, loss_dtypes[0])
+            return ((loss, aux) if has_aux else loss), (grads if isinstance(argnums, Sequence) else grads[0])
+
+        return wrapped
+
+    def update(
+        self, params: PyTree, grads: PyTree, state: TrainerState, loss: Scalar | None = None
+    ) -> tuple[PyTree, TrainerState, Array]:
+        """The second half of a step: unscale, check, clip, update, commit.
+
+        Args:
+            params: tree of parameters.
+            grads: scaled gradients, as `value_and_grad` returned them for this `state`; averaged over replicas, if there are
+                any.
+            state: the trainer's state.
+            loss: the loss, if it is to tell a batch's fault from the scale's: when it is not finite the step is skipped and
+                the scale stays.
+
+        Returns:
+            Parameters, state, and whether the step was committed, a boolean scalar.
+
+        Raises:
+            ValueError: the trees do not fit; names the path of the first difference.
+            TypeError: `loss` is no real floating scalar.
+        """
+        if loss is None:
+            return self._step(params, grads, state, jnp.bool(True))
+        check_loss(loss, "loss")
+        return self._step(params, grads, state, jnp.isfinite(loss))
+
+    def metrics(self, state: TrainerState) -> dict[str, Array]:
+        """What to log: `loss_scale`, `good_steps`, `consecutive_skips`, `skipped`, `bad_input` and `attempts`, scalars."""
+        _check(state, TrainerState, "state", "init")
+        counters = ("good_steps", "consecutive_skips", "skipped", "bad_input", "attempts")
+        return {"loss_scale": state.loss_scale.scale, **{name: getattr(state.loss_scale, name) for name in counters}}
+
+    def check(self, state: TrainerState, params: PyTree) -> None:
+        """Raise when training is stuck. It reads the state on the host, so call it now and then, not in every step.
+
+        Raises:
+            LossScaleStuckError: the last two updates or more were skipped although the scale is as low as it may go; names the
+                leaf of `params` that had the first non-finite gradient, and the counts.
+        """
+        _check(state, TrainerState, "state", "init")
+        scaling, scale = self._scaling(), state.loss_scale
+        lowest = scalar_f32(scaling.minimum if scaling.dynamic else scaling.initial)
+        if scale.scale > lowest or int(scale.consecutive_skips) < 2:
+            return
+        index = int(scale.last_bad_leaf)
+        culprit = "the gradients are finite but the loss is not"
+        if index >= 0:
+            culprit = f"the first non-finite gradient is that of {leaves_with_paths(trained(params))[index][0]!r}"
+        raise LossScaleStuckError(
+            f"the last {int(scale.consecutive_skips)} updates were skipped at a loss scale of {float(scale.scale):g}, which "
+            f"cannot go lower; {culprit}; of {int(scale.attempts)} steps {int(scale.skipped)} were skipped, "
+            f"{int(scale.bad_input)} of them because the loss was not finite"
+        )
+
+    def _step(
+        self, params: PyTree, grads: PyTree, state: TrainerState, input_finite: Array
+    ) -> tuple[PyTree, TrainerState, Array]:
+        _check(state, TrainerState, "state", "init")
+        kept = self.optimizer.drop_frozen(trained(params))
+        is_none = lambda leaf: leaf is None  # noqa: E731
+        grads = jax.tree.map(lambda leaf, grad: None if leaf is None else grad, kept, agree(params, grads), is_leaf=is_none)
+        new_params, optimizer_state, loss_scale, success = commit(
+            self.optimizer.resolve(state.optimizer),
+            self._scaling(),
+            self.clip_norm,
+            *(trained(params), grads, state.optimizer, state.loss_scale, input_finite),
+        )
+        return merge(params, new_params), TrainerState(optimizer_state, loss_scale), success
+
+
+def _check(value: Any, kind: type, name: str, source: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be what the trainer's {source} returned, got {type(value).__name__}")

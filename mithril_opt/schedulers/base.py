@@ -1,0 +1,211 @@
+"""What a schedule is.
+
+A schedule is a value that maps a step count to a number: `schedule(step)`. It is a pytree like an optimizer, so it prints,
+pickles, passes through `jax.jit` as an argument and can be swept with `jax.vmap`. It holds no clock: the optimizer's state
+counts the applied updates and the schedule is asked for the value at that count.
+
+A few schedules depend on more than the count: `ReduceLROnPlateau` follows a metric. Such a schedule has a *memory*, a small
+pytree that lives in the optimizer's state. The protocol is three pure methods:
+
+    memory = schedule.init()                          # None for a schedule of the count alone
+    memory = schedule.observe(memory, metric, step)   # a new metric, seen at the count `step`
+    value  = schedule.read(memory, step)              # the value at the count `step`
+
+A schedule of the count alone defines `value` and inherits the rest. A schedule made of others defines `init`, `observe` and
+`value_given`, and passes all three on.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Set
+from typing import Any, ParamSpec, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mithril_opt._pytree import check_numbers, pytree, static
+from mithril_opt._typing import Array, PyTree
+
+MAX_STEP = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A number as a function of the step count. Subclass it with `@pytree` and define `value`.
+
+    Example:
+        >>> from mithril_opt import Schedule, pytree
+        >>> @pytree
+        ... class InverseTime(Schedule):
+        ...     base_lr: float
+        ...     def value(self, step):
+        ...         return self.base_lr / (1.0 + step.astype("float32"))
+        >>> float(InverseTime(0.5)(4))
+        0.10000000149011612
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # Before __init__, which would only complain about the number of arguments.
+        names = {field.name for field in dataclasses.fields(cls)}
+        refuse_optimizer(cls.__name__, args, kwargs, takes_rate="base_lr" in names and "max_lr" not in names)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        check_numbers(self, schedules=False)
+
+    def __call__(self, step: Any) -> Array:
+        """The value at `step`, for a schedule that has observed nothing.
+
+        Args:
+            step: number of updates applied so far: a Python int, a NumPy integer, or an integer array of any shape, which
+                may be traced. Negative steps count as 0.
+
+        Returns:
+            float32 of the shape of `step`.
+
+        Raises:
+            TypeError: `step` is not an integer.
+        """
+        return self.read(self.init(), as_step(step))
+
+    def value(self, step: Array) -> Any:
+        """The value at `step`, an int32 array of numbers ≥ 0: what a schedule of the count alone defines."""
+        raise NotImplementedError(f"{type(self).__name__} does not define `value(step)`")
+
+    def value_given(self, step: Array, memory: PyTree) -> Any:
+        """The value at `step` given `memory`: what a schedule with a memory defines instead of `value`."""
+        return self.value(step)
+
+    def init(self) -> PyTree:
+        """The memory of a schedule that has observed nothing; None for a schedule of the count alone."""
+        return None
+
+    def observe(self, memory: PyTree, metric: Any, step: Any) -> PyTree:
+        """The memory after `metric` was seen, when `step` updates had been applied."""
+        return memory
+
+    def read(self, memory: PyTree, step: Array) -> Array:
+        """The value at `step`, an int32 array of numbers ≥ 0, given `memory`: float32 of the shape of `step`."""
+        with jax.numpy_dtype_promotion("standard"):  # a function of the user's may mix integers and floats
+            value = jnp.asarray(self.value_given(step, memory))
+        return jnp.broadcast_to(jax.lax.convert_element_type(value, jnp.float32), step.shape)
+
+
+@pytree
+class Function(Schedule):
+    """A plain function of the step as a schedule: what a function given as a learning rate becomes."""
+
+    function: Any = static()
+
+    def value(self, step: Array) -> Any:
+        return self.function(step)
+
+    def __repr__(self) -> str:
+        return repr(self.function)
+
+
+@pytree
+class PytreeFunction(Schedule):
+    """A callable pytree (`jax.tree_util.Partial`, say) as a schedule: its leaves pass through `jax.jit` as arguments."""
+
+    function: Any
+
+    def value(self, step: Array) -> Any:
+        return self.function(step)
+
+
+def as_schedule(value: Any) -> Any:
+    """`value` as a schedule if it is a callable; as it is if it is a number, an array or already a schedule."""
+    if isinstance(value, Schedule) or not callable(value):
+        return value
+    return Function(value) if jax.tree.structure(value) == jax.tree.structure(0.0) else PytreeFunction(value)
+
+
+def require_schedule(owner: Any, value: Any) -> Schedule:
+    """`value` as a schedule; a TypeError that names `owner` if it is no callable."""
+    value = as_schedule(value)
+    if not isinstance(value, Schedule):
+        raise TypeError(f"{type(owner).__name__} takes a schedule or a function of the step, got {value!r}")
+    return value
+
+
+def check_choice(owner: Any, field: str, accepted: tuple[str, ...]) -> None:
+    """Raise a ValueError that lists what is accepted unless the string in `field` is among `accepted`."""
+    value = getattr(owner, field)
+    if value not in accepted:
+        raise ValueError(f"{type(owner).__name__}: {field} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+
+
+def refuse_optimizer(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, position: int = 0, takes_rate: bool = True
+) -> None:
+    """Raise a TypeError with the line to write if `name(*args, **kwargs)` was called the way PyTorch's schedulers are, with an
+    optimizer among the arguments.
+
+    Args:
+        position: where the optimizer stands in such a call.
+        takes_rate: whether we take there the rate, which PyTorch's scheduler finds in the optimizer.
+    """
+    if not any(_is_optimizer(value) for value in (*args, *kwargs.values())):
+        return
+    positional = [_shown(value) for value in args if not _is_optimizer(value)]
+    named = {key: _shown(value) for key, value in kwargs.items() if key != "last_epoch" and not _is_optimizer(value)}
+    before = ", ".join(positional[:position])
+    after = ", ".join([*positional[position:], *(f"{key}={value}" for key, value in named.items())])
+    ours = [before, "0.001" if takes_rate and "base_lr" not in named else "", after]
+    raise TypeError(
+        f"{name} takes numbers, not an optimizer: the schedule is given to the optimizer. Write "
+        f"Adam(learning_rate={name}({', '.join(filter(None, ours))})) instead of "
+        f"{name}({', '.join(filter(None, [before, 'optimizer', after]))})"
+    )
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Whether `value` is an optimizer of this library, of PyTorch or of optax: it has a method `update` or `step`."""
+    if callable(value) or isinstance(value, jax.Array | Mapping | Set):  # if these have an `update`, it is something else
+        return False
+    return callable(getattr(value, "update", None)) or callable(getattr(value, "step", None))
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def no_optimizer(position: int = 0) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """A decorator for functions that make a schedule: an optimizer at `position` gets the line to write."""
+
+    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        @functools.wraps(function)
+        def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            refuse_optimizer(function.__name__, args, kwargs, position=position)
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def _shown(value: Any) -> str:
+    """An argument as one would write it; what is long or has no name as `...`."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, Schedule):
+        return f"{type(value).__name__}(...)"
+    if isinstance(value, bool | int | float | str | None):
+        return repr(value)
+    name = getattr(value, "__name__", "")
+    return name if name.isidentifier() else "..."
+
+
+def as_step(step: Any) -> Array:
+    """`step` as int32, negative numbers as 0 and larger ones than int32 holds as the largest."""
+    steps = step if isinstance(step, jax.Array) else np.asarray(step)
+    if not jnp.issubdtype(steps.dtype, jnp.integer):
+        raise TypeError(f"a schedule takes an integer step, got {step!r}")
+    return jnp.asarray(steps.clip(0, MAX_STEP), jnp.int32)
+
+
+def select(condition: Any, new: PyTree, old: PyTree) -> PyTree:
+    """`new` where `condition` holds, `old` elsewhere: two memories of one structure."""
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)

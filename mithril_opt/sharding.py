@@ -1,0 +1,93 @@
+"""Where the state lives on many devices. JAX's own engine does the rest."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mithril_opt._slots import parameter_of_each_leaf
+from mithril_opt._tree import leaves_with_paths, trained, trains
+from mithril_opt._typing import PyTree
+
+
+def state_shardings(optimizer: Any, params: PyTree, param_shardings: PyTree, zero_axis: str | None = None) -> PyTree:
+    """The sharding of every leaf of the optimizer's state, for `jax.jit(..., out_shardings=...)`.
+
+    Slots shaped like their parameter are sharded like it; all else, counters mostly, is replicated. With `zero_axis` the slots
+    are also spread over that axis of the mesh (ZeRO stage 1, Rajbhandari et al. 2020): along the first dimension that is not
+    sharded yet and that it divides, or else, unless the mesh has explicit axes, along the first that it divides further. A slot
+    without such a dimension stays as it is.
+
+    Args:
+        optimizer: an `Optimizer` or a `MixedPrecisionTrainer`: whatever has `init(params)`.
+        params: tree of arrays or `jax.ShapeDtypeStruct`s.
+        param_shardings: tree of `jax.sharding.NamedSharding`s shaped like `params`, or one for all. What does not train needs
+            none.
+        zero_axis: name of the mesh axis over which data is parallel.
+
+    Returns:
+        A tree of `NamedSharding`s shaped like `optimizer.init(params)`.
+
+    Raises:
+        ValueError: the mesh has no axis `zero_axis`, or `param_shardings` is not shaped like `params`.
+        TypeError: a sharding is no `NamedSharding`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jax.sharding import NamedSharding, PartitionSpec
+        >>> from mithril_opt import Adam, state_shardings
+        >>> mesh = jax.make_mesh((1,), ("data",))
+        >>> replicated = NamedSharding(mesh, PartitionSpec())
+        >>> shardings = state_shardings(Adam(), {"w": jnp.ones((4, 2))}, replicated, zero_axis="data")
+        >>> shardings.slots.mu["w"].spec
+        P('data', None)
+    """
+    own, params = _per_leaf(params, param_shardings), trained(params)
+    if not own:
+        raise ValueError("no leaf of params trains, so there is nothing to shard the state like")
+    mesh = own[0].mesh
+    if zero_axis is not None and any(zero_axis not in sharding.mesh.shape for sharding in own):
+        raise ValueError(f"the mesh has no axis {zero_axis!r}; its axes are {', '.join(map(repr, mesh.axis_names))}")
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+    state = jax.eval_shape(optimizer.init, params)
+    shardings = []
+    for leaf, index in zip(jax.tree.leaves(state), parameter_of_each_leaf(state, params), strict=True):
+        like = own[index] if index is not None and shapes[index] == leaf.shape else NamedSharding(mesh, PartitionSpec())
+        shardings.append(_spread(like, leaf.shape, zero_axis))
+    return jax.tree.unflatten(jax.tree.structure(state), shardings)
+
+
+def _per_leaf(params: PyTree, shardings: PyTree) -> list[NamedSharding]:
+    """The sharding of each leaf of `params` that trains."""
+    leaves, structure = leaves_with_paths(params), jax.tree.structure(params)
+    try:
+        flat = [shardings] * len(leaves) if isinstance(shardings, jax.sharding.Sharding) else structure.flatten_up_to(shardings)
+    except ValueError as error:
+        raise ValueError(f"param_shardings must be one sharding, or a tree of them shaped like params: {error}") from None
+    own = []
+    for (path, leaf), sharding in zip(leaves, flat, strict=True):
+        if trains(leaf) and not isinstance(sharding, NamedSharding):
+            raise TypeError(f"the sharding of {path!r} must be a jax.sharding.NamedSharding, got {sharding!r}")
+        own += [sharding] if trains(leaf) else []
+    return own
+
+
+def _spread(sharding: NamedSharding, shape: tuple[int, ...], axis: str | None) -> NamedSharding:
+    """`sharding` with one more dimension of an array of `shape` sharded over `axis`, where one can be."""
+    spec, mesh = sharding.spec, sharding.mesh
+    entries = [*spec, *[None] * (len(shape) - len(spec))]
+    names = [entry if isinstance(entry, tuple) else () if entry is None else (entry,) for entry in entries]
+    if axis is None or any(axis in taken for taken in names):
+        return sharding
+    parts = [math.prod(mesh.shape[name] for name in (*taken, axis)) for taken in names]
+    # Under explicit axes JAX adds arrays that are sharded alike along each dimension, or one of them not at all.
+    further = AxisType.Explicit not in mesh.axis_types
+    fits = [i for i, size in enumerate(shape) if size and size % parts[i] == 0 and (further or not names[i])]
+    if not fits:
+        return sharding
+    chosen = min(fits, key=lambda i: (bool(names[i]), i))
+    entries[chosen] = (*names[chosen], axis) if names[chosen] else axis
+    return NamedSharding(mesh, PartitionSpec(*entries), memory_kind=sharding.memory_kind)

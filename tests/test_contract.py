@@ -1,0 +1,448 @@
+"""What every optimizer must do, tested on every row of the table."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from zoo import OPTIMIZERS, bits, make_params, specs
+
+from mithril_opt import OptState
+
+DTYPES = ["float32", "bfloat16", "float16", "complex64"]
+
+
+@pytest.fixture(params=OPTIMIZERS, name="optimizer")
+def fixture_optimizer(request):
+    return OPTIMIZERS[request.param]()
+
+
+def run(optimizer, params, steps, state=None, seed=1):
+    state = optimizer.init(params) if state is None else state
+    step = jax.jit(optimizer.update)
+    for i in range(steps):
+        params, state = step(params, gradients(params, seed + i), state)
+    return params, state
+
+
+def gradients(params, seed):
+    return make_params(jax.tree.leaves(params)[0].dtype, seed)
+
+
+def assert_close(actual, expected, rtol=2e-6, atol=1e-7):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_update_keeps_structure_shapes_dtypes_and_weak_types(optimizer, dtype):
+    params = make_params(dtype)
+    state = optimizer.init(params)
+    new_params, new_state = optimizer.update(params, gradients(params, 1), state)
+    assert specs(new_params) == specs(params)
+    assert specs(new_state) == specs(state)
+    for leaf in jax.tree.leaves(state):
+        assert leaf.dtype in (jnp.int32, jnp.float32, jnp.complex64)
+
+
+def test_float64_stays_float64(optimizer):
+    with jax.enable_x64(True):
+        params = make_params(jnp.float64)
+        state = optimizer.init(params)
+        new_params, new_state = optimizer.update(params, gradients(params, 1), state)
+        assert specs(new_params) == specs(params)
+        assert specs(new_state) == specs(state)
+        assert all(leaf.dtype in (jnp.float64, jnp.int32) for leaf in jax.tree.leaves((state.step, state.slots)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_parameters_follow_the_float32_arithmetic(optimizer, dtype):
+    params = make_params(dtype)
+    grads = gradients(params, 1)
+    widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, grads))
+    narrow, narrow_state = optimizer.update(params, grads, optimizer.init(params))
+    wide, wide_state = optimizer.update(*widened, optimizer.init(widened[0]))
+    assert bits(narrow) == bits(jax.tree.map(lambda leaf: leaf.astype(dtype), wide))
+    assert bits(narrow_state) == bits(wide_state)
+
+
+def test_one_trace_whatever_the_numbers(optimizer):
+    traces = []
+
+    @jax.jit
+    def step(optimizer, params, grads, state):
+        traces.append(None)
+        return optimizer.update(params, grads, state)
+
+    params = make_params()
+    state = optimizer.init(params)
+    for scale in (1.0, 0.5, 0.25):
+        changed = jax.tree.map(lambda number, scale=scale: number * scale if isinstance(number, float) else number, optimizer)
+        params, state = step(changed, params, gradients(params, 1), state)
+    assert len(traces) == 1
+
+
+def test_jit_equals_eager(optimizer):
+    params = make_params()
+    jitted, state = run(optimizer, params, 5)
+    eager, eager_state = params, optimizer.init(params)
+    for i in range(5):
+        eager, eager_state = optimizer.update(eager, gradients(params, 1 + i), eager_state)
+    assert_close((jitted, state), (eager, eager_state))
+
+
+def test_as_argument_equals_closed_over(optimizer):
+    params = make_params()
+    as_argument = jax.jit(lambda optimizer, *args: optimizer.update(*args))
+    closed_over, _ = run(optimizer, params, 5)
+    passed, passed_state = params, optimizer.init(params)
+    for i in range(5):
+        passed, passed_state = as_argument(optimizer, passed, gradients(params, 1 + i), passed_state)
+    assert_close(passed, closed_over, rtol=1e-4, atol=1e-5)
+
+
+def test_scan_equals_a_loop(optimizer):
+    params = make_params()
+    grads = [gradients(params, 1 + i) for i in range(5)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *grads)
+
+    def body(carry, grads):
+        return optimizer.update(carry[0], grads, carry[1]), None
+
+    scanned, _ = jax.lax.scan(body, (params, optimizer.init(params)), stacked)
+    assert_close(scanned, run(optimizer, params, 5))
+
+
+def test_cond_takes_an_update_or_leaves_it(optimizer):
+    params = make_params()
+    state = optimizer.init(params)
+
+    @jax.jit
+    def maybe(apply, params, state):
+        return jax.lax.cond(
+            apply, lambda p, s: optimizer.update(p, gradients(params, 1), s), lambda p, s: (p, s), params, state
+        )
+
+    assert bits(maybe(False, params, state)) == bits((params, state))
+    assert_close(maybe(True, params, state), optimizer.update(params, gradients(params, 1), state))
+
+
+def two_vectors(seed=0):
+    """A tree of one shape, which is traced fastest."""
+    normal = np.random.default_rng(seed).normal
+    return {"embed": jnp.asarray(normal(size=2)), "w": jnp.asarray(normal(size=2))}
+
+
+def test_vmap_over_the_numbers_is_a_sweep(optimizer):
+    scales = jnp.array([0.5, 1.0, 0.25])
+    params = two_vectors()
+
+    @jax.jit
+    def train(scale):
+        swept = jax.tree.map(lambda number: number * scale if isinstance(number, float) else number, optimizer)
+        new, state = params, swept.init(params)
+        for i in range(3):
+            new, state = swept.update(new, two_vectors(1 + i), state)
+        return new
+
+    together = jax.jit(jax.vmap(train))(scales)
+    for i, scale in enumerate(scales):
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), train(scale), rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_with_respect_to_the_numbers_is_finite_and_true(optimizer):
+    """Against a central difference in float64."""
+    with jax.enable_x64(True):
+        params = two_vectors()
+        numbers, structure = jax.tree.flatten(optimizer)
+        reals = jnp.asarray([number for number in numbers if isinstance(number, float)])
+
+        @jax.jit
+        def loss(scale):
+            scaled = iter(reals * scale)
+            swept = structure.unflatten([next(scaled) if isinstance(number, float) else number for number in numbers])
+            new, state = params, swept.init(params)
+            for i in range(2):
+                new, state = swept.update(new, two_vectors(1 + i), state)
+            return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(new))
+
+        if reals.size:
+            slope = jax.jit(jax.grad(loss))(1.0)
+            difference = (loss(1 + 1e-4) - loss(1 - 1e-4)) / 2e-4
+            # Schedules are float32 by contract, so their difference quotients carry float32 noise.
+            np.testing.assert_allclose(slope, difference, rtol=2e-2, atol=1e-3)
+
+
+def test_pickle_and_equality(optimizer):
+    copy = pickle.loads(pickle.dumps(optimizer))
+    assert copy == optimizer
+    assert jax.tree.structure(copy) == jax.tree.structure(optimizer)
+    assert repr(copy) == repr(optimizer)
+
+
+def test_repr_names_the_class_and_its_numbers(optimizer):
+    text = repr(optimizer)
+    assert text.startswith(type(optimizer).__name__ + "(")
+    assert all(str(number) in text for number in jax.tree.leaves(optimizer))
+
+
+def test_none_gradient_leaves_parameter_and_slots_alone(optimizer):
+    params = make_params()
+    _, state = run(optimizer, params, 2)
+    grads = gradients(params, 1)
+    grads["body"]["w"] = None
+    new_params, new_state = optimizer.update(params, grads, state)
+    assert bits(new_params["body"]["w"]) == bits(params["body"]["w"])
+    before, after = (dict(jax.tree_util.tree_leaves_with_path(s.slots)) for s in (state, new_state))
+    for path, slot in before.items():
+        same = bits(slot) == bits(after[path])
+        assert same or "'w'" not in jax.tree_util.keystr(path)
+    assert int(new_state.step) == 3
+
+
+def test_no_gradients_at_all_still_counts(optimizer):
+    params = make_params()
+    state = optimizer.init(params)
+    new_params, new_state = optimizer.update(params, jax.tree.map(lambda _: None, params), state)
+    assert bits(new_params) == bits(params)
+    assert bits(new_state.slots) == bits(state.slots)
+    assert int(new_state.step) == 1
+
+
+def test_zero_gradient_is_a_gradient(optimizer):
+    params = make_params()
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    new_params, new_state = optimizer.update(params, zeros, optimizer.init(params))
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves((new_params, new_state.slots)))
+
+
+def test_passengers_come_back_identical(optimizer):
+    key = jax.random.key(0)
+    passengers = {
+        "count": jnp.arange(3),
+        "flag": True,
+        "n": 7,
+        "name": "relu",
+        "act": jnp.tanh,
+        "key": key,
+        "mask": np.array([True]),
+    }
+    params = {**make_params(), "rest": passengers}
+    anything = {
+        "count": np.zeros(3, jax.dtypes.float0),
+        "flag": None,
+        "n": 1.5,
+        "name": None,
+        "act": "no",
+        "key": None,
+        "mask": {},
+    }
+    grads = {**gradients(make_params(), 1), "rest": anything}
+    new_params, state = optimizer.update(params, grads, optimizer.init(params))
+    assert all(new_params["rest"][name] is passengers[name] for name in passengers)
+    alone = {name: leaf for name, leaf in params.items() if name != "rest"}
+    expected, _ = optimizer.update(alone, gradients(alone, 1), optimizer.init(alone))
+    assert bits({name: new_params[name] for name in alone}) == bits(expected)
+    assert specs(state) == specs(optimizer.init(params))
+
+
+@pytest.mark.parametrize("tree", [{}, (), None, {"a": None, "b": []}, {"n": 3}])
+def test_trees_without_parameters(optimizer, tree):
+    state = optimizer.init(tree)
+    new_tree, new_state = optimizer.update(tree, tree, state)
+    assert new_tree == tree
+    assert int(new_state.step) == 1
+    assert specs(new_state) == specs(state)
+
+
+def test_python_floats_zero_size_and_scalar_leaves(optimizer):
+    params = {"embed": 1.5, "w": jnp.zeros((0, 3)), "s": jnp.float32(2.0)}
+    grads = {"embed": 0.5, "w": jnp.zeros((0, 3)), "s": 1.0}
+    state = optimizer.init(params)
+    new_params, new_state = optimizer.update(params, grads, state)
+    assert specs(new_state) == specs(state)
+    assert [jnp.shape(leaf) for leaf in jax.tree.leaves(new_params)] == [(), (), (0, 3)]
+    assert all(jnp.result_type(leaf) == jnp.float32 for leaf in jax.tree.leaves(new_params))
+
+
+def test_donated_buffers_are_reused_and_nothing_is_shared(optimizer):
+    params = make_params()
+    state = optimizer.init(params)
+    leaves = jax.tree.leaves((params, state))
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in leaves if leaf.size]
+    assert len(set(pointers)) == len(pointers)
+    grads = gradients(params, 1)
+    jax.block_until_ready(jax.jit(optimizer.update, donate_argnums=(0, 2))(params, grads, state))
+    assert all(leaf.is_deleted() for leaf in leaves)
+
+
+def test_init_inside_jit_shares_nothing_either(optimizer):
+    params = make_params()
+    leaves = jax.tree.leaves((params, jax.jit(optimizer.init)(params)))
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in leaves]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_init_of_abstract_parameters(optimizer):
+    params = make_params()
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    expected = specs(optimizer.init(params))
+    assert specs(jax.eval_shape(optimizer.init, abstract))[0] == expected[0]
+    assert specs(optimizer.init(abstract)) == expected
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_slots_inherit_the_sharding(optimizer, axis_type):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    params = {"embed": jax.device_put(jnp.ones((16, 3)), sharding), "w": jax.device_put(jnp.ones((8,)), sharding)}
+    state = optimizer.init(params)
+    new_params, new_state = jax.jit(optimizer.update)(params, params, state)
+    for slot in jax.tree.leaves((state.slots, new_state.slots, new_params)):
+        if slot.ndim:
+            assert slot.sharding.is_equivalent_to(sharding, slot.ndim)
+
+
+def test_the_counter_saturates(optimizer):
+    params = make_params()
+    last = jnp.int32(2**31 - 1)
+    state = optimizer.init(params)._replace(step=last)
+    new_params, new_state = optimizer.update(params, gradients(params, 1), state)
+    assert int(new_state.step) == 2**31 - 1
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves((new_params, new_state.slots)))
+
+
+def test_observing_keeps_the_structure_and_changes_the_memory_of_schedules_alone(optimizer):
+    state = optimizer.init(make_params())
+    observed = jax.jit(optimizer.observe)(state, 1.0)
+    assert specs(observed) == specs(state)
+    assert bits(observed._replace(schedules=state.schedules)) == bits(state)
+    if not jax.tree.leaves(state.schedules):
+        assert bits(optimizer.observe(state, 1.0)) == bits(state)
+
+
+def test_at_gives_numbers_that_update_the_same(optimizer):
+    params = make_params()
+    params, state = run(optimizer, params, 4)
+    at = optimizer.at(state.step, state.schedules)
+    assert bits(at.update(params, gradients(params, 9), state)[0]) == bits(
+        optimizer.update(params, gradients(params, 9), state)[0]
+    )
+
+
+def test_get_learning_rate_is_float32(optimizer):
+    state = optimizer.init(make_params())
+    for rate in jax.tree.leaves(optimizer.get_learning_rate(state)):
+        assert (rate.dtype, rate.shape, rate.weak_type) == (jnp.float32, (), False)
+
+
+def test_descends_on_a_parabola(optimizer):
+    params = make_params()
+    loss = lambda params: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))  # noqa: E731
+
+    def body(carry, _):
+        params, state = carry
+        return optimizer.update(params, jax.grad(loss)(params), state), None
+
+    (new_params, _), _ = jax.lax.scan(body, (params, optimizer.init(params)), length=60)
+    assert loss(new_params) < 0.8 * loss(params)
+
+
+def test_compute_updates_is_what_update_applies(optimizer):
+    params = make_params()
+    params, state = run(optimizer, params, 2)
+    grads = gradients(params, 5)
+    updates, updated_state = optimizer.compute_updates(params, grads, state)
+    new_params, new_state = optimizer.update(params, grads, state)
+    none_as_zero = jax.tree.map(lambda p, u: p if u is None else p + u, params, updates, is_leaf=lambda x: x is None)
+    assert_close((none_as_zero, updated_state), (new_params, new_state), rtol=1e-6)
+
+
+# Bad input: every message names the place, what was given and what is expected.
+
+
+def test_other_structure_names_the_path(optimizer):
+    params = make_params()
+    grads = gradients(params, 1)
+    del grads["body"]["w"]
+    with pytest.raises(ValueError, match=r"at 'body/w' the parameter is float32\[2,3\] but there is no gradient"):
+        optimizer.update(params, grads, optimizer.init(params))
+
+
+def test_surplus_gradient_names_the_path(optimizer):
+    params = make_params()
+    grads = {**gradients(params, 1), "more": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"at 'more' there is a gradient, float32\[2\], but no parameter"):
+        optimizer.update(params, grads, optimizer.init(params))
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (1, 3), (3,), ()])
+def test_other_shape_names_path_and_both_shapes(optimizer, shape):
+    params = make_params()
+    grads = gradients(params, 1)
+    grads["body"]["w"] = jnp.ones(shape)
+    given_shape = ",".join(map(str, shape))
+    with pytest.raises(
+        ValueError, match=rf"at 'body/w' the parameter is float32\[2,3\] but the gradient is float32\[{given_shape}\]"
+    ):
+        optimizer.update(params, grads, optimizer.init(params))
+
+
+def test_complex_gradient_of_a_real_parameter(optimizer):
+    params = make_params()
+    with pytest.raises(ValueError, match=r"the parameter is float32\[.*\] but the gradient is complex64"):
+        optimizer.update(params, make_params(jnp.complex64), optimizer.init(params))
+
+
+def test_arguments_in_the_order_of_optax(optimizer):
+    params = make_params()
+    with pytest.raises(ValueError, match=r"takes \(params, grads, state\).*optax's order \(grads, state, params\)"):
+        optimizer.update(gradients(params, 1), optimizer.init(params), params)
+
+
+def test_parameters_in_place_of_the_state(optimizer):
+    params = make_params()
+    with pytest.raises(ValueError, match="takes the state that init returned"):
+        optimizer.update(params, gradients(params, 1), params)
+
+
+def test_state_of_other_parameters(optimizer):
+    params = make_params()
+    state = optimizer.init({"embed": jnp.ones(3), "other": jnp.ones(2)})
+    if jax.tree.leaves(state.slots):
+        with pytest.raises(ValueError, match="does not belong to this optimizer and these parameters"):
+            optimizer.update(params, gradients(params, 1), state)
+
+
+def test_state_is_a_named_tuple(optimizer):
+    state = optimizer.init(make_params())
+    assert isinstance(state, OptState)
+    assert state._fields == ("step", "slots", "schedules")
+    assert (state.step.dtype, state.step.shape) == (jnp.int32, ())
+
+
+SHAPES = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+LEAVES = st.tuples(SHAPES, st.sampled_from(DTYPES))
+TREES = st.dictionaries(st.sampled_from("abcd"), st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=2), max_leaves=4))
+
+
+@settings(max_examples=8, deadline=None)
+@given(tree=TREES, embed=LEAVES, body=LEAVES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_tree_keeps_its_shapes_and_dtypes(name, tree, embed, body):
+    optimizer = OPTIMIZERS[name]()
+    is_leaf = lambda node: isinstance(node, tuple)  # noqa: E731
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf[0], leaf[1]), {**tree, "embed": embed, "body": body}, is_leaf=is_leaf)
+    state = optimizer.init(params)
+    new_params, new_state = jax.eval_shape(optimizer.update, params, params, state)
+    assert specs(new_params)[0] == specs(params)[0]
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(new_params)] == [
+        (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params)
+    ]
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(new_state)] == [
+        (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)
+    ]

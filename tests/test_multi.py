@@ -1,0 +1,130 @@
+"""Several optimizers as one."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from zoo import bits, make_params
+
+from mithril_opt import SGD, Adam, AdamW, CosineAnnealingLR, Frozen, MultiOptimizer, clip_gradients
+
+PARAMS = make_params()
+GRADS = make_params(seed=1)
+
+
+def two(embedding, body, pattern="embed"):
+    return MultiOptimizer({"embedding": embedding, "body": body}, groups={"embedding": pattern, "body": ...})
+
+
+def test_equals_training_the_groups_apart_to_the_bit():
+    embedding, body = Adam(learning_rate=CosineAnnealingLR(0.1, T_max=7)), AdamW(learning_rate=0.05)
+    together, state = PARAMS, two(embedding, body).init(PARAMS)
+    apart = {"embed": PARAMS["embed"]}, {"body": PARAMS["body"]}
+    states = embedding.init(apart[0]), body.init(apart[1])
+    for seed in range(1, 11):
+        grads = make_params(seed=seed)
+        together, state = two(embedding, body).update(together, grads, state)
+        first, second = (
+            embedding.update(apart[0], {"embed": grads["embed"]}, states[0]),
+            body.update(apart[1], {"body": grads["body"]}, states[1]),
+        )
+        apart, states = (first[0], second[0]), (first[1], second[1])
+    assert bits(together) == bits({**apart[0], **apart[1]})
+    assert int(state.step) == int(states[0].step) == 10
+
+
+@pytest.mark.parametrize("pattern", ["em*", re.compile("^emb"), lambda path, leaf: leaf.ndim == 2 and path == "embed"])
+def test_patterns(pattern):
+    table = two(Adam(), SGD(), pattern).describe(PARAMS)
+    assert {row[0]: row[3] for row in table.rows} == {
+        "body/b/0": "body", "body/b/1": "body", "body/w": "body", "embed": "embedding",
+    }  # fmt: skip
+
+
+def test_describe_counts_the_bytes_of_the_state():
+    multi = two(Adam(amsgrad=True), SGD(momentum=0.9), "embed")
+    sizes = {row[0]: row[5] for row in multi.describe(PARAMS).rows}
+    assert sizes == {"embed": 12 * 4 * 3, "body/w": 6 * 4, "body/b/0": 3 * 4, "body/b/1": 4}
+    assert "embed     (4, 3)  float32  embedding  Adam               144" in str(multi.describe(PARAMS))
+
+
+def test_one_clock_that_can_be_set():
+    multi = two(Adam(learning_rate=CosineAnnealingLR(1.0, T_max=10)), SGD(learning_rate=0.5))
+    rates = multi.get_learning_rate(multi.init(PARAMS)._replace(step=jnp.int32(10)))
+    assert {name: float(rate) for name, rate in rates.items()} == {"embedding": 0.0, "body": 0.5}
+
+
+def test_frozen_leaves_do_not_move_and_do_not_count_in_the_norm():
+    multi = two(Frozen(), SGD(learning_rate=1.0))
+    huge = {**GRADS, "embed": jnp.full((4, 3), 1e10)}
+    clipped = clip_gradients(multi.drop_frozen(huge), clip_norm=1.0)
+    expected = clip_gradients({"body": GRADS["body"]}, clip_norm=1.0)
+    assert clipped["embed"] is None
+    assert bits(clipped["body"]) == bits(expected["body"])
+    params, state = multi.update(PARAMS, clipped, multi.init(PARAMS))
+    assert params["embed"] is PARAMS["embed"]
+    assert state.slots["embedding"] is None
+
+
+def test_nan_in_a_frozen_leaf_stays_where_it_is():
+    multi = two(Frozen(), SGD(learning_rate=1.0))
+    params = {**PARAMS, "embed": jnp.full((4, 3), jnp.nan)}
+    new_params, _ = multi.update(params, {**GRADS, "embed": jnp.full((4, 3), jnp.nan)}, multi.init(params))
+    assert bits(new_params["embed"]) == bits(params["embed"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new_params["body"]))
+
+
+def test_decay_masks_see_the_whole_path():
+    seen = []
+
+    def mask(path, leaf):
+        seen.append(path)
+        return True
+
+    multi = two(Frozen(), SGD(weight_decay=0.1, decay_mask=mask))
+    multi.update(PARAMS, GRADS, multi.init(PARAMS))
+    assert seen == ["body/b/0", "body/b/1", "body/w"]
+
+
+ERRORS = [
+    (
+        lambda: two(Adam(), SGD(), "nothing/*").init(PARAMS),
+        ValueError,
+        r"nothing belongs to the groups \['embedding'\].*paths are body/b/0",
+    ),
+    (
+        lambda: MultiOptimizer({"a": SGD(), "b": SGD()}, groups={"a": "embed", "b": "body/w"}).init(PARAMS),
+        ValueError,
+        r"'body/b/0' \(float32\[3\]\) belongs to no group",
+    ),
+    (
+        lambda: MultiOptimizer({"a": SGD(), "b": SGD()}, groups={"a": "*", "b": "embed"}).init(PARAMS),
+        ValueError,
+        r"'embed' \(float32\[4,3\]\) belongs to the groups \['a', 'b'\]",
+    ),
+    (lambda: MultiOptimizer({"a": SGD()}, groups={"b": "*"}), ValueError, r"the same names, got \['a'\] and \['b'\]"),
+    (lambda: MultiOptimizer({}, groups={}), ValueError, "the same names"),
+    (lambda: MultiOptimizer({"a": 0.1}, groups={"a": ...}), TypeError, r"optimizers\['a'\] must be an Optimizer, got 0.1"),
+    (lambda: MultiOptimizer({"a": SGD()}, groups={"a": 3}), TypeError, r"groups\['a'\] must be a glob, .* got 3"),
+    (
+        lambda: MultiOptimizer({"a": SGD(), "b": SGD()}, groups={"a": ..., "b": ...}),
+        ValueError,
+        r"at most one group may be '...'",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "error", "message"), ERRORS)
+def test_bad_input(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_patterns_are_checked_on_update_too():
+    multi = two(Adam(), SGD())
+    state = multi.init(PARAMS)
+    other = {"other": jnp.ones(3)}
+    with pytest.raises(ValueError, match="nothing belongs to the groups"):
+        multi.update(other, other, state)

@@ -1,0 +1,197 @@
+"""One table of all optimizers and one of all schedules. A new row gets every test of test_contract.py for free."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mithril_opt import (
+    SGD,
+    AdaGrad,
+    Adam,
+    AdamW,
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CosineCyclesLR,
+    CosineDecayLR,
+    CosineHardRestartsLR,
+    CyclicLR,
+    ExponentialLR,
+    Frozen,
+    InverseSqrtLR,
+    LambdaLR,
+    LeafOptimizer,
+    LinearLR,
+    LinearWarmupScheduler,
+    MultiOptimizer,
+    MultiplicativeLR,
+    MultiStepLR,
+    NoamLR,
+    OneCycleLR,
+    PerEpoch,
+    PolynomialDecayLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    RMSProp,
+    SequentialLR,
+    StepLR,
+    WarmupCosLR,
+    WarmupStableDecayLR,
+    pytree,
+)
+
+
+class MomentumSlots(NamedTuple):
+    velocity: jax.Array
+
+
+@pytree
+class Momentum(LeafOptimizer):
+    """A rule as a user writes it: heavy-ball momentum with the rate inside the velocity's own factor."""
+
+    learning_rate: float = 0.01
+    friction: float = 0.1
+
+    def init_leaf(self, param):
+        return MomentumSlots(velocity=jnp.zeros_like(param))
+
+    def update_leaf(self, param, grad, slots, t):
+        velocity = (1 - self.friction) * slots.velocity + grad
+        return velocity, MomentumSlots(velocity)
+
+
+@pytree
+class Bare(LeafOptimizer):
+    """A rule whose slots are one bare array, and the parameter itself at that: a distance from the start."""
+
+    learning_rate: float = 0.01
+
+    def init_leaf(self, param):
+        return param if isinstance(param, jax.Array) else jnp.zeros_like(param)
+
+    def update_leaf(self, param, grad, slots, t):
+        return grad + 0.1 * (param - slots), slots
+
+
+def halving(step):
+    return 0.1 * 0.5**step
+
+
+def often_halving(step):
+    return jnp.where(step % 4 == 0, 0.5, 1.0)
+
+
+def constant_factor(step):
+    return 0.97
+
+
+def decays(path, leaf):
+    return path != "embed"
+
+
+def is_embedding(path, leaf):
+    return path.endswith("embed")
+
+
+def groups(embedding, body):
+    return MultiOptimizer({"embedding": embedding, "body": body}, groups={"embedding": is_embedding, "body": ...})
+
+
+WARMUP = LinearWarmupScheduler(3, 0.001, 0.1, after_scheduler=CosineAnnealingLR(0.1, T_max=20, eta_min=0.01))
+PLATEAU = LinearWarmupScheduler(3, 0.001, 0.1, after_scheduler=ReduceLROnPlateau(0.1, patience=1))
+
+OPTIMIZERS = {
+    "sgd": lambda: SGD(learning_rate=0.1),
+    "sgd-momentum": lambda: SGD(learning_rate=0.05, momentum=0.9),
+    "sgd-nesterov": lambda: SGD(learning_rate=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "sgd-dampening": lambda: SGD(learning_rate=0.05, momentum=0.9, dampening=0.5, decay_mask=decays, weight_decay=0.1),
+    "adam": lambda: Adam(learning_rate=0.1),
+    "adam-l2-amsgrad": lambda: Adam(learning_rate=0.1, weight_decay=0.01, amsgrad=True),
+    "adam-scheduled": lambda: Adam(learning_rate=WARMUP, beta1=CosineAnnealingLR(0.9, T_max=50, eta_min=0.5)),
+    "adam-plateau": lambda: Adam(learning_rate=PLATEAU, weight_decay=0.01),
+    "adamw": lambda: AdamW(learning_rate=0.1),
+    "adamw-masked": lambda: AdamW(learning_rate=0.1, weight_decay=0.1, decay_mask=decays),
+    "adamw-amsgrad": lambda: AdamW(learning_rate=0.1, amsgrad=True, weight_decay=StepLR(0.1, step_size=2)),
+    "rmsprop": lambda: RMSProp(learning_rate=0.01),
+    "rmsprop-centered": lambda: RMSProp(learning_rate=0.005, centered=True, momentum=0.9, weight_decay=0.01),
+    "adagrad": lambda: AdaGrad(learning_rate=0.5),
+    "adagrad-initial": lambda: AdaGrad(learning_rate=0.5, initial_accumulator_value=0.1, weight_decay=0.01),
+    "function": lambda: SGD(learning_rate=halving),
+    "custom": lambda: Momentum(learning_rate=0.02),
+    "custom-bare": lambda: Bare(learning_rate=0.1),
+    "multi": lambda: groups(Adam(learning_rate=0.1), AdamW(learning_rate=WARMUP)),
+    "multi-frozen": lambda: groups(Frozen(), SGD(learning_rate=0.1, momentum=0.9)),
+    "multi-nested": lambda: MultiOptimizer(
+        {"all": groups(RMSProp(learning_rate=0.01), AdaGrad(learning_rate=0.1))}, groups={"all": "*"}
+    ),
+}
+
+LINEAR = LinearWarmupScheduler(4, 0.0, 0.3, LinearLR(0.3, start_factor=1.0, end_factor=0.1, total_iters=9))
+PLATEAU = ReduceLROnPlateau(0.3, factor=0.5, patience=1, cooldown=1, min_lr=0.01)
+
+SCHEDULES = {
+    "lambda": lambda: LambdaLR(0.5, halving),
+    "multiplicative": lambda: MultiplicativeLR(0.5, often_halving),
+    "multiplicative-constant": lambda: MultiplicativeLR(0.5, constant_factor),
+    "step": lambda: StepLR(0.5, step_size=30, gamma=0.5),
+    "multi-step": lambda: MultiStepLR(0.5, milestones=[3, 10, 10, 40], gamma=0.3),
+    "exponential": lambda: ExponentialLR(0.5, gamma=0.97),
+    "constant": lambda: ConstantLR(0.5, factor=0.25, total_iters=7),
+    "linear": lambda: LinearLR(0.5, start_factor=0.1, end_factor=0.8, total_iters=9),
+    "polynomial": lambda: PolynomialLR(0.5, total_iters=20, power=0.9),
+    "polynomial-decay": lambda: PolynomialDecayLR(0.5, decay_steps=20, lr_end=0.01, power=2.0),
+    "cosine": lambda: CosineAnnealingLR(0.5, T_max=40, eta_min=0.1),
+    "cosine-decay": lambda: CosineDecayLR(0.5, decay_steps=30, min_lr=0.05),
+    "cosine-cycles": lambda: CosineCyclesLR(0.5, decay_steps=30, num_cycles=1.5),
+    "hard-restarts": lambda: CosineHardRestartsLR(0.5, decay_steps=30, num_cycles=4),
+    "warm-restarts": lambda: CosineAnnealingWarmRestarts(0.5, T_0=3, T_mult=2, eta_min=0.01),
+    "warm-restarts-even": lambda: CosineAnnealingWarmRestarts(0.5, T_0=7),
+    "cyclic": lambda: CyclicLR(0.1, 0.5, step_size_up=5, step_size_down=8),
+    "cyclic-halving": lambda: CyclicLR(0.1, 0.5, step_size_up=5, mode="triangular2"),
+    "cyclic-exponential": lambda: CyclicLR(0.1, 0.5, step_size_up=5, mode="exp_range", gamma=0.99),
+    "one-cycle": lambda: OneCycleLR(0.5, total_steps=40),
+    "one-cycle-three": lambda: OneCycleLR(0.5, total_steps=41, pct_start=0.33, anneal_strategy="linear", three_phase=True),
+    "one-cycle-momentum": lambda: OneCycleLR(0.5, total_steps=40).momentum_schedule(0.1, 0.3),
+    "warmup": lambda: LinearWarmupScheduler(10, 0.1, 0.5),
+    "warmup-none": lambda: LinearWarmupScheduler(0, 0.1, 0.5, after_scheduler=StepLR(0.5, step_size=9)),
+    "warmup-cosine": lambda: WARMUP,
+    "warmup-function": lambda: LinearWarmupScheduler(4, 0.0, 0.1, after_scheduler=halving),
+    "warmup-cos": lambda: WarmupCosLR(0.01, 0.5, warmup_epochs=5, epochs=30),
+    "noam": lambda: NoamLR(d_model=16, warmup_steps=10, factor=2.0),
+    "inverse-sqrt": lambda: InverseSqrtLR(0.5, timescale=10),
+    "stable": lambda: WarmupStableDecayLR(0.5, 5, 10, 15, min_lr_ratio=0.1, num_cycles=0.7),
+    "stable-roots": lambda: WarmupStableDecayLR(0.5, 5, 10, 15, warmup_type="1-sqrt", decay_type="1-sqrt"),
+    "stable-mixed": lambda: WarmupStableDecayLR(0.5, 5, 0, 15, warmup_type="cosine", decay_type="linear"),
+    "plateau": lambda: PLATEAU,
+    "warmup-plateau": lambda: LinearWarmupScheduler(4, 0.0, 0.3, after_scheduler=PLATEAU),
+    "sequential": lambda: SequentialLR([LINEAR, PLATEAU, ExponentialLR(0.1, gamma=0.9)], milestones=[10, 30]),
+    "chained": lambda: ChainedScheduler([StepLR(0.5, step_size=9), ReduceLROnPlateau(1.0), halving]),
+    "per-epoch": lambda: PerEpoch(ExponentialLR(0.5, gamma=0.9), steps_per_epoch=7),
+    "three-deep": lambda: PerEpoch(LinearWarmupScheduler(2, 0.0, 0.3, PerEpoch(CosineAnnealingLR(0.3, T_max=5), 2)), 3),
+    "four-deep": lambda: PerEpoch(
+        SequentialLR([LINEAR, ChainedScheduler([LinearWarmupScheduler(3, 0.1, 1.0), PLATEAU])], milestones=[8]), 2
+    ),
+}
+
+
+def make_params(dtype=jnp.float32, seed=0):
+    """A small tree with a matrix, a vector and a scalar."""
+    normal = np.random.default_rng(seed).normal
+    imaginary = 1j if jnp.issubdtype(dtype, jnp.complexfloating) else 0
+    tree = {"embed": (4, 3), "body": {"w": (2, 3), "b": [(3,), ()]}}
+    shape = lambda node: isinstance(node, tuple)  # noqa: E731
+    return jax.tree.map(lambda s: jnp.asarray(normal(size=s) + imaginary * normal(size=s), dtype), tree, is_leaf=shape)
+
+
+def bits(tree):
+    """The leaves of a tree as bytes, for comparisons to the bit."""
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def specs(tree):
+    """Shapes, dtypes and weak types of a tree, with its structure."""
+    leaf_spec = lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf), jax.typeof(leaf).weak_type)  # noqa: E731
+    return jax.tree.structure(tree), [leaf_spec(leaf) for leaf in jax.tree.leaves(tree)]
