@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from mithril_opt._norm import global_norm
 from mithril_opt._pytree import pytree, static
+from mithril_opt._tree import select
 from mithril_opt.clipping import clip_gradients
 from mithril_opt.explanation import explain
 from mithril_opt.interop import (
@@ -64,7 +65,7 @@ from mithril_opt.schedulers import (
     get_wsd_schedule,
 )
 from mithril_opt.sharding import state_shardings
-from mithril_opt.wrappers import Accumulate
+from mithril_opt.wrappers import Accumulate, Clip
 
 __version__ = version("mithril-opt")
 
@@ -75,6 +76,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "ChainedScheduler",
+    "Clip",
     "ConstantLR",
     "CosineAnnealingLR",
     "CosineAnnealingWarmRestarts",
@@ -133,6 +135,7 @@ __all__ = [
     "lr_range_test",
     "plot_schedule",
     "pytree",
+    "select",
     "state_from_optax",
     "state_from_torch",
     "state_shardings",

@@ -54,7 +54,25 @@ def merge(params: PyTree, new: PyTree) -> PyTree:
 
 
 def select(condition: Any, new: PyTree, old: PyTree) -> PyTree:
-    """`new` where `condition` holds, `old` elsewhere, leaf by leaf."""
+    """`new` where `condition` holds, `old` elsewhere, leaf by leaf.
+
+    What a training step carries besides parameters and state (batch statistics, a random key) is committed or kept with the
+    verdict of `MixedPrecisionTrainer.update` in this way.
+
+    Args:
+        condition: boolean scalar.
+        new: tree of arrays.
+        old: tree of the same structure, shapes and dtypes.
+
+    Returns:
+        A tree of that structure; what was not chosen may hold NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import select
+        >>> select(jnp.bool(False), {"mean": jnp.float32(jnp.nan)}, {"mean": jnp.float32(0.5)})
+        {'mean': Array(0.5, dtype=float32)}
+    """
     return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
 
 

@@ -40,14 +40,14 @@ class Frozen(Optimizer):
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: OptState) -> tuple[PyTree, OptState]:
         """No updates: None everywhere."""
-        return self.drop_frozen(params), self.update(params, grads, state)[1]
+        return self.drop_frozen(params, grads), self.update(params, grads, state)[1]
 
     def get_learning_rate(self, state: OptState) -> Array:
         """0.0."""
         return jnp.float32(0)
 
-    def drop_frozen(self, grads: PyTree) -> PyTree:
-        return jax.tree.map(lambda _: None, grads)
+    def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
+        return jax.tree.map(lambda _: None, params)
 
 
 @pytree
@@ -106,6 +106,9 @@ class MultiOptimizer(Optimizer):
             raise ValueError(f"at most one group may be '...', the rest; got {[n for n, p in groups.items() if p is ...]}")
         set_field(self, "groups", tuple(groups.items()))
 
+    def __hash__(self) -> int:
+        return hash((tuple(self.optimizers.items()), self.groups))
+
     def init(self, params: PyTree) -> OptState:
         owners = self.owners(params)
         states = {name: optimizer.init(_select(params, params, owners, name)) for name, optimizer in self.optimizers.items()}
@@ -151,10 +154,13 @@ class MultiOptimizer(Optimizer):
         resolved = {name: optimizer.resolve(_part(state, name)) for name, optimizer in self.optimizers.items()}
         return with_fields(self, optimizers=resolved)
 
-    def drop_frozen(self, grads: PyTree) -> PyTree:
-        owners = self.owners(grads)
-        kept = [optimizer.drop_frozen(_select(grads, grads, owners, name)) for name, optimizer in self.optimizers.items()]
-        return overlay(grads, *kept)
+    def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
+        owners = self.owners(params)
+        kept = [
+            optimizer.drop_frozen(_select(params, params, owners, name), _select(params, grads, owners, name))
+            for name, optimizer in self.optimizers.items()
+        ]
+        return overlay(params, *kept)
 
     def describe(self, params: PyTree) -> Table:
         """A table of what happens to each leaf: path, shape, dtype, group, optimizer and bytes of state.

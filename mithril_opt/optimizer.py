@@ -126,8 +126,8 @@ class Optimizer(abc.ABC):
         rates in a form that survives a jit boundary."""
         return exact(self.at(state.step, state.schedules)) if isinstance(state, OptState) else self
 
-    def drop_frozen(self, grads: PyTree) -> PyTree:
-        """`grads` with None at the leaves that this optimizer does not train, so that they do not count in a norm."""
+    def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
+        """`grads`, shaped like `params`, with None at the leaves that do not train, so that they do not count in a norm."""
         return grads
 
     def window(self, state: Any) -> Window:
@@ -267,15 +267,20 @@ def _apply_leaf(rule: LeafOptimizer, param: Array, grad: Array, slots: PyTree, s
 
 def check_state(optimizer: Optimizer, grads: PyTree, state: Any, kind: type = OptState) -> None:
     """Raise a ValueError unless `state` is a `kind` and the arguments are in order."""
-    if isinstance(grads, kind):
-        raise ValueError(
-            f"{type(optimizer).__name__}.update takes (params, grads, state), but its second argument is a state: "
-            "this looks like optax's order (grads, state, params)"
-        )
+    check_order(optimizer, grads, kind)
     if not isinstance(state, kind):
         raise ValueError(
             f"{type(optimizer).__name__}.update takes the state that init returned as its third argument, got "
             f"{type(state).__name__}"
+        )
+
+
+def check_order(optimizer: Optimizer, grads: PyTree, kind: type = OptState) -> None:
+    """Raise a ValueError if a state stands where the gradients should."""
+    if isinstance(grads, kind):
+        raise ValueError(
+            f"{type(optimizer).__name__}.update takes (params, grads, state), but its second argument is a state: "
+            "this looks like optax's order (grads, state, params)"
         )
 
 

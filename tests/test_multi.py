@@ -59,13 +59,29 @@ def test_one_clock_that_can_be_set():
 def test_frozen_leaves_do_not_move_and_do_not_count_in_the_norm():
     multi = two(Frozen(), SGD(learning_rate=1.0))
     huge = {**GRADS, "embed": jnp.full((4, 3), 1e10)}
-    clipped = clip_gradients(multi.drop_frozen(huge), clip_norm=1.0)
+    clipped = clip_gradients(multi.drop_frozen(PARAMS, huge), clip_norm=1.0)
     expected = clip_gradients({"body": GRADS["body"]}, clip_norm=1.0)
     assert clipped["embed"] is None
     assert bits(clipped["body"]) == bits(expected["body"])
     params, state = multi.update(PARAMS, clipped, multi.init(PARAMS))
     assert params["embed"] is PARAMS["embed"]
     assert state.slots["embedding"] is None
+
+
+def test_a_group_may_have_no_gradients_at_all():
+    multi = two(Frozen(), SGD(learning_rate=1.0))
+    body_only = {**GRADS, "embed": None}
+    assert multi.drop_frozen(PARAMS, body_only)["embed"] is None
+    nothing = jax.tree.map(lambda leaf: None, GRADS)
+    assert jax.tree.leaves(multi.drop_frozen(PARAMS, nothing)) == []
+
+
+def test_may_be_a_static_argument():
+    step = jax.jit(lambda multi, params, state: multi.update(params, GRADS, state)[0], static_argnums=0)
+    for _ in range(2):
+        multi = two(Adam(), SGD(learning_rate=0.5))
+        step(multi, PARAMS, multi.init(PARAMS))
+    assert step._cache_size() == 1
 
 
 def test_nan_in_a_frozen_leaf_stays_where_it_is():

@@ -12,6 +12,7 @@ from mithril_opt import (
     Adam,
     AdamW,
     ChainedScheduler,
+    Clip,
     ConstantLR,
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
@@ -122,6 +123,7 @@ OPTIMIZERS = {
     "function": lambda: SGD(learning_rate=halving),
     "custom": lambda: Momentum(learning_rate=0.02),
     "custom-bare": lambda: Bare(learning_rate=0.1),
+    "clip": lambda: Clip(AdamW(learning_rate=WARMUP), clip_norm=1.0),
     "multi": lambda: groups(Adam(learning_rate=0.1), AdamW(learning_rate=WARMUP)),
     "multi-frozen": lambda: groups(Frozen(), SGD(learning_rate=0.1, momentum=0.9)),
     "multi-nested": lambda: MultiOptimizer(

@@ -61,7 +61,8 @@ class MixedPrecisionTrainer:
         loss_scale: the first scale.
         dynamic_loss_scaling: whether the scale moves.
         policy: a `Policy`, or the name of its compute dtype.
-        clip_norm: bound for the global norm of the unscaled gradients of all groups; None for no clipping.
+        clip_norm: bound for the global norm of the unscaled gradients of all groups, applied before the optimizer sees them:
+            with `Accumulate` to every micro-step's. `Accumulate(Clip(…))` clips the mean. None for no clipping.
         growth_factor: what the scale grows by.
         backoff_factor: what an overflow lowers it by.
         growth_interval: finite steps in a row before it grows.
@@ -275,9 +276,7 @@ class MixedPrecisionTrainer:
         self, params: PyTree, grads: PyTree, state: TrainerState, input_finite: Array
     ) -> tuple[PyTree, TrainerState, Array]:
         _check(state, TrainerState, "state", "init")
-        kept = self.optimizer.drop_frozen(trained(params))
-        is_none = lambda leaf: leaf is None  # noqa: E731
-        grads = jax.tree.map(lambda leaf, grad: None if leaf is None else grad, kept, agree(params, grads), is_leaf=is_none)
+        grads = self.optimizer.drop_frozen(trained(params), agree(params, grads))
         new_params, optimizer_state, loss_scale, success = commit(
             self.optimizer.resolve(state.optimizer),
             self._scaling(),

@@ -204,8 +204,3 @@ def as_step(step: Any) -> Array:
     if not jnp.issubdtype(steps.dtype, jnp.integer):
         raise TypeError(f"a schedule takes an integer step, got {step!r}")
     return jnp.asarray(steps.clip(0, MAX_STEP), jnp.int32)
-
-
-def select(condition: Any, new: PyTree, old: PyTree) -> PyTree:
-    """`new` where `condition` holds, `old` elsewhere: two memories of one structure."""
-    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)

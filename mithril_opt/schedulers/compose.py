@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from mithril_opt._pytree import pytree, set_field, steps
+from mithril_opt._tree import select
 from mithril_opt._typing import Array, PyTree
-from mithril_opt.schedulers.base import Schedule, require_schedule, select
+from mithril_opt.schedulers.base import Schedule, require_schedule
 
 
 @pytree

@@ -7,8 +7,9 @@ import numpy as np
 
 from mithril_opt._numerics import between, half_wave, ratio, scalar_f32
 from mithril_opt._pytree import number, pytree, set_field, steps
+from mithril_opt._tree import select
 from mithril_opt._typing import Array, PyTree, Scalar
-from mithril_opt.schedulers.base import Schedule, require_schedule, select
+from mithril_opt.schedulers.base import Schedule, require_schedule
 
 
 @pytree

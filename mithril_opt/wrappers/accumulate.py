@@ -37,7 +37,7 @@ class Accumulate(Optimizer):
     The gradients are summed in float32. The inner optimizer runs on every k-th call only (`jax.lax.cond`), so the other calls
     touch nothing but the sums, and its schedules and bias corrections count applied updates. A leaf whose gradient is None
     on the k-th call is not updated. When k has shrunk in mid-window, the window closes on the next call, with the mean of
-    what is in it.
+    what is in it. To clip the mean, wrap what is inside: `Accumulate(Clip(AdamW(), clip_norm=1.0), every=8)`.
 
     Args:
         optimizer: the inner optimizer.
@@ -70,7 +70,7 @@ class Accumulate(Optimizer):
             raise ValueError(f"Accumulate: every must be an integer of at least 1, got {self.every!r}")
 
     def init(self, params: PyTree) -> AccumulateState:
-        leaves = self.drop_frozen(trained(params))
+        leaves = self.drop_frozen(trained(params), trained(params))
         sums = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=compute_dtype(jnp.result_type(leaf))), leaves)
         return AccumulateState(self.optimizer.init(params), sums, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
@@ -99,8 +99,8 @@ class Accumulate(Optimizer):
     def observe(self, state: AccumulateState, metric: Any) -> AccumulateState:
         return state._replace(optimizer=self.optimizer.observe(state.optimizer, metric))
 
-    def drop_frozen(self, grads: PyTree) -> PyTree:
-        return self.optimizer.drop_frozen(grads)
+    def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
+        return self.optimizer.drop_frozen(params, grads)
 
     def window(self, state: AccumulateState) -> Window:
         return Window(closes=state.micro_step + 1 >= self.every, verdict=state.verdict)
