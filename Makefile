@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs dist clean
 
 demo: $(VENV)/.done
 	$(BIN)/python -m mithril_opt.demo
@@ -16,9 +16,22 @@ check: $(VENV)/.done
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet --builder html docs runs/docs
+	@echo open runs/docs/index.html
+
+dist: $(VENV)/.docs
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/python scripts/check_dist.py dist
+
 $(VENV)/.done: pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build -e ".[docs]"
 	touch $@
 
 clean:

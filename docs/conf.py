@@ -1,0 +1,85 @@
+"""The documentation: `make docs`."""
+
+import re
+import shutil
+from pathlib import Path
+
+import mithril_opt
+
+HERE = Path(__file__).parent
+
+project = "mithril_opt"
+author = "the mithril_opt authors"
+release = version = mithril_opt.__version__
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+
+html_theme = "sphinx_book_theme"
+html_title = "mithril_opt"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_theme_options = {"show_navbar_depth": 1, "use_download_button": False, "show_toc_level": 2}
+
+nb_execution_mode = "off"  # the notebooks are committed with what they print, and the tests run them
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+add_module_names = False
+autodoc_typehints = "none"  # the docstrings say what each argument is
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+SECTION = re.compile(r"^(Args|Attributes|Example|Raises|Returns|Yields):$")
+CODE = re.compile(r"``.+?``|`[^`]+`")
+
+
+def copy_notebooks():
+    """The notebooks live beside this folder, and Sphinx only reads what is in it: copies, and a page that lists them."""
+    target = HERE / "notebooks"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    notebooks = sorted((HERE.parent / "notebooks").glob("*.ipynb"))
+    for notebook in notebooks:
+        shutil.copy(notebook, target)
+    names = "\n".join(notebook.stem for notebook in notebooks)
+    page = f"# Notebooks\n\nThey run from top to bottom on a CPU, a GPU or a TPU.\n\n```{{toctree}}\n{names}\n```\n"
+    (target / "index.md").write_text(page)
+
+
+def to_rst(app, what, name, obj, options, lines):
+    """Docstrings are plain text: single backticks around code, formulas in indented blocks. Make reStructuredText of them."""
+    literal, section, out = False, None, []
+    for line in lines:
+        heading = SECTION.match(line)
+        section = heading.group(1) if heading else None if line and not line.startswith(" ") else section
+        # Within a section everything is indented; outside of one what is indented is a formula.
+        formula = section is None and line.startswith("    ")
+        if formula and not literal:
+            out += ["", ".. code-block:: text", ""]
+        literal = formula or (literal and not line.strip())
+        out.append(line if literal or section == "Example" else in_rst(line))
+    lines[:] = out
+
+
+def in_rst(line):
+    """Code in single backticks as a link where it is a public name, as code otherwise; bars are no substitutions."""
+    parts, last = [], 0
+    for match in CODE.finditer(line):
+        parts += [line[last : match.start()].replace("|", r"\|"), code(match.group())]
+        last = match.end()
+        parts += [r"\ "] if line[last : last + 1].isalnum() else []  # `Array`s
+    return "".join([*parts, line[last:].replace("|", r"\|")])
+
+
+def code(text):
+    name = text.strip("`")
+    return f":py:obj:`~mithril_opt.{name}`" if name in mithril_opt.__all__ else f"``{name}``"
+
+
+def setup(app):
+    copy_notebooks()
+    app.connect("autodoc-process-docstring", to_rst, priority=1)  # before napoleon
