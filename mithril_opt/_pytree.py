@@ -21,7 +21,21 @@ T = TypeVar("T")
 
 
 def static(*, default: Any = dataclasses.MISSING) -> Any:
-    """A field that is part of the structure: a switch, a function, a pattern."""
+    """A field that is part of the structure: a switch, a function, a pattern. Another value of it compiles anew.
+
+    Args:
+        default: what the field holds if nothing is given; must be hashable, as every value of the field.
+
+    Example:
+        >>> import jax
+        >>> from mithril_opt import pytree, static
+        >>> @pytree
+        ... class Power:
+        ...     base: float
+        ...     exponent: int = static(default=2)
+        >>> jax.tree.leaves(Power(1.5))
+        [1.5]
+    """
     return dataclasses.field(default=default, metadata={"static": True})
 
 
@@ -71,6 +85,9 @@ def steps(*, default: Any = dataclasses.MISSING, minimum: int = 1, optional: boo
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static, number, steps))
 def pytree(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass and a pytree whose children are its non-static fields.
+
+    Args:
+        cls: a class with annotated fields, as for `dataclasses.dataclass`.
 
     Example:
         >>> import jax

@@ -42,6 +42,12 @@ class OptState(NamedTuple):
         step: int32 scalar, the number of applied updates; it saturates.
         slots: what the rule keeps per parameter: a few trees shaped like the parameters, `slots.mu["decoder"]["w"]`.
         schedules: the memories of metric-driven schedules, by field name; usually empty.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import SGD
+        >>> SGD(momentum=0.9).init({"w": jnp.ones(2)})
+        OptState(step=Array(0, dtype=int32), slots=SGDSlots(trace={'w': Array([0., 0.], dtype=float32)}), schedules={})
     """
 
     step: Array
@@ -55,6 +61,24 @@ class Optimizer(abc.ABC):
 
     Subclass it, with `@pytree`, for a rule that looks at the whole tree at once (a line search, say), and `LeafOptimizer` for
     a rule that treats every array alike. Every number among the fields may also be a schedule or a plain function of the step.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import Optimizer, OptState, global_norm, pytree
+        >>> @pytree
+        ... class NormalizedSGD(Optimizer):
+        ...     learning_rate: float = 0.1
+        ...     def init(self, params):
+        ...         return OptState(step=jnp.zeros((), jnp.int32), slots=None, schedules={})
+        ...     def update(self, params, grads, state):
+        ...         rate = self.get_learning_rate(state) / global_norm(grads)
+        ...         params = jax.tree.map(lambda param, grad: param - rate * grad, params, grads)
+        ...         return params, state._replace(step=state.step + 1)
+        >>> optimizer = NormalizedSGD(learning_rate=1.0)
+        >>> params = jnp.array([3.0, 4.0])
+        >>> optimizer.update(params, params, optimizer.init(params))[0]
+        Array([2.4, 3.2], dtype=float32)
     """
 
     def __post_init__(self) -> None:

@@ -30,6 +30,12 @@ class RangeTestResult:
         losses: the loss of the batch at each of them, before the update, float64 array of the same length.
         suggestion: the rate at which the smoothed loss falls most steeply over the logarithm of the rate; None if it never
             falls below the first one.
+
+    Example:
+        >>> import numpy as np
+        >>> from mithril_opt import RangeTestResult
+        >>> RangeTestResult(np.array([0.01, 0.1]), np.array([2.0, 1.0]), suggestion=0.1)
+        RangeTestResult(2 rates up to 0.1, suggestion=0.1)
     """
 
     learning_rates: np.ndarray

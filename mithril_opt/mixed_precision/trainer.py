@@ -24,14 +24,40 @@ from mithril_opt.optimizer import Optimizer
 
 
 class TrainerState(NamedTuple):
-    """What the next step needs: the optimizer's state and the loss scale's."""
+    """What the next step needs.
+
+    Attributes:
+        optimizer: the state of the optimizer.
+        loss_scale: the loss scale and its counters, 0-d arrays: `scale`, `good_steps`, `skipped` and others.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import SGD, MixedPrecisionTrainer
+        >>> state = MixedPrecisionTrainer(None, SGD()).init(jnp.ones(3))
+        >>> state.optimizer.step, state.loss_scale.scale
+        (Array(0, dtype=int32), Array(32768., dtype=float32))
+    """
 
     optimizer: Any
     loss_scale: LossScaleState
 
 
 class LossScaleStuckError(RuntimeError):
-    """The loss scale is as low as it may go and steps keep being skipped."""
+    """The loss scale is as low as it may go and steps keep being skipped. `MixedPrecisionTrainer.check` raises it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import SGD, LossScaleStuckError, MixedPrecisionTrainer
+        >>> trainer, params = MixedPrecisionTrainer(None, SGD(), loss_scale=1.0), {"w": jnp.ones(1)}
+        >>> state = trainer.init(params)
+        >>> for _ in range(2):
+        ...     params, state, success = trainer.update(params, {"w": jnp.array([jnp.inf])}, state)
+        >>> try:
+        ...     trainer.check(state, params)
+        ... except LossScaleStuckError as error:
+        ...     print(str(error)[:60])
+        the last 2 updates were skipped at a loss scale of 1, which
+    """
 
 
 @pytree

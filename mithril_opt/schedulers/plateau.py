@@ -18,6 +18,14 @@ class PlateauState(NamedTuple):
         num_bad_epochs: int32 scalar, observations since the last better one.
         cooldown_counter: int32 scalar, observations that are still to be ignored.
         num_reductions: int32 scalar, how often the rate was reduced.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import SGD, ReduceLROnPlateau
+        >>> optimizer = SGD(learning_rate=ReduceLROnPlateau(1.0))
+        >>> state = optimizer.observe(optimizer.init(jnp.zeros(3)), 0.5)
+        >>> state.schedules["learning_rate"].best
+        Array(0.5, dtype=float32)
     """
 
     best: Array
