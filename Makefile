@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs dist clean
+.PHONY: demo test slow check docs dist clean
 
 demo: $(VENV)/.done
 	$(BIN)/python -m mithril_opt.demo
 
 test: $(VENV)/.done
 	$(BIN)/python -m pytest -q -n auto
+
+slow: $(VENV)/.done
+	$(BIN)/python -m pytest -q -m slow
 
 check: $(VENV)/.done
 	$(BIN)/ruff format --check .

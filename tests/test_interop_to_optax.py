@@ -251,3 +251,24 @@ def test_donated_state_and_scan():
         (params, transformation.init(params)), stacked
     )
     assert_close(scanned[0], train(transformation, make_params())[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_schedule_free_is_nearer_to_exact_arithmetic_than_optax_s_own(dtype):
+    """By the fifth step the two differ by 4e-6 in float32, and not at all in float64: optax rounds 1 - 0.999**t."""
+    own = optax.contrib.schedule_free_adamw(learning_rate=1.0, weight_decay=1e-4)
+    ours = optax.contrib.schedule_free(to_optax(AdamW(1.0, beta1=0.0, weight_decay=1e-4)), learning_rate=1.0, b1=0.9)
+
+    def trained(transformation, dtype):
+        params = jnp.array([1.0, 2.0], dtype)
+        state = transformation.init(params)
+        for _ in range(5):
+            updates, state = transformation.update(2 * params, state, params)
+            params = optax.apply_updates(params, updates)
+        return np.asarray(params)
+
+    with jax.enable_x64(True):
+        exact = trained(own, jnp.float64)
+    with jax.enable_x64(dtype == "float64"):
+        error = abs(trained(ours, dtype) - exact).max()
+        assert error < 1e-8 if dtype == "float64" else error < 0.01 * abs(trained(own, dtype) - exact).max()
