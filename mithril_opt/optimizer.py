@@ -262,8 +262,8 @@ def _map_leaves(
     return outputs, OptState(step, gather(layout, structure, [slots for _, slots in results]), state.schedules)
 
 
-@jax.jit  # so that leaves of equal shape are traced once
-def _compute_leaf(rule: LeafOptimizer, param: Array, grad: Array, slots: PyTree, step: Array) -> tuple[Array, PyTree]:
+def _step_leaf(rule: LeafOptimizer, param: Array, grad: Array, slots: PyTree, step: Array) -> tuple[Array, PyTree]:
+    """η d, and the new slots."""
     dtype = compute_dtype(jnp.result_type(param))
     # Under strict promotion a float32 number times a complex64 or float64 leaf would be an error; wider leaves need neither.
     with jax.numpy_dtype_promotion("standard"):
@@ -272,21 +272,27 @@ def _compute_leaf(rule: LeafOptimizer, param: Array, grad: Array, slots: PyTree,
         grad = jnp.conj(grad) if jnp.iscomplexobj(grad) else grad
         wide_slots = jax.tree.map(lambda slot: widen(slot) if jnp.issubdtype(slot.dtype, jnp.inexact) else slot, slots)
         direction, new_slots = rule.update_leaf(widen(param), grad, wide_slots, step.astype(real_dtype(dtype)))
-        update = -(rule.learning_rate * direction)  # pyright: ignore[reportAttributeAccessIssue]
-    if jnp.shape(update) != jnp.shape(param):
+        scaled = rule.learning_rate * direction  # pyright: ignore[reportAttributeAccessIssue]
+    if jnp.shape(scaled) != jnp.shape(param):
         raise ValueError(
-            f"{type(rule).__name__}.update_leaf returned a direction of shape {jnp.shape(update)} for a parameter "
+            f"{type(rule).__name__}.update_leaf returned a direction of shape {jnp.shape(scaled)} for a parameter "
             f"{describe_leaf(param)}"
         )
-    return placed_like(update.astype(dtype), param), jax.tree.map(
+    return placed_like(scaled.astype(dtype), param), jax.tree.map(
         lambda new, old: placed_like(jnp.asarray(new, old.dtype), old), new_slots, slots
     )
 
 
+@jax.jit  # so that leaves of equal shape are traced once
+def _compute_leaf(rule: LeafOptimizer, param: Array, grad: Array, slots: PyTree, step: Array) -> tuple[Array, PyTree]:
+    scaled, slots = _step_leaf(rule, param, grad, slots, step)
+    return -scaled, slots
+
+
 @jax.jit
 def _apply_leaf(rule: LeafOptimizer, param: Array, grad: Array, slots: PyTree, step: Array) -> tuple[Array, PyTree]:
-    update, slots = _compute_leaf(rule, param, grad, slots, step)
-    return (widen(param) + update).astype(jnp.result_type(param)), slots
+    scaled, slots = _step_leaf(rule, param, grad, slots, step)
+    return (widen(param) - scaled).astype(jnp.result_type(param)), slots
 
 
 def check_state(optimizer: Optimizer, grads: PyTree, state: Any, kind: type = OptState) -> None:
