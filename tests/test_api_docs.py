@@ -82,3 +82,9 @@ METHODS = [
 def test_methods_describe_no_other_arguments(name, method):
     function = getattr(getattr(mithril_opt, name), method)
     assert set(arguments_described(inspect.cleandoc(function.__doc__))) <= set(inspect.signature(function).parameters)
+
+
+def test_the_changelog_has_every_public_name():
+    text = (REFERENCE.parent.parent / "CHANGELOG.md").read_text()
+    families = [name for name in NAMES if name.startswith("get_") and name != "get_scheduler"]  # "transformers' `get_*`"
+    assert [name for name in NAMES if f"`{name}`" not in text and name not in families] == []

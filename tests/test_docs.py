@@ -56,3 +56,14 @@ def test_links_lead_somewhere(page):
 def test_page_is_in_the_table_of_contents(page):
     entry = page.removeprefix("docs/").removesuffix(".md")
     assert re.search(rf"^{re.escape(entry)}$", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+
+
+COMMANDS = re.findall(r"`(tests/\w+\.py)(?: -k (?:\"([^\"]+)\"|(\w+)))?`", (ROOT / "README.md").read_text())
+
+
+@pytest.mark.parametrize(("file", "several", "one"), COMMANDS)
+def test_tests_that_the_readme_names_exist(file, several, one):
+    """Every word of the selection is in the name, or in the parameters, of a test of the file."""
+    text = (ROOT / file).read_text()
+    for word in (several or one).split(" or "):
+        assert re.search(rf"def test_\w*{word}", text) or (file.endswith("test_docs.py") and f"docs/{word}.md" in PAGES), word

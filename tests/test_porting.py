@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from mithril_opt import Optimizer, Schedule
@@ -18,15 +21,20 @@ LINES = {
 }
 
 
+class Names(dict):
+    """By page, what it defines outside the tables. Each row starts from a copy."""
+
+    def __missing__(self, page):
+        self[page] = {}
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as users have them
+            for block in BLOCK.findall(PAGES[page]):
+                exec(block, self[page])
+        return self[page]
+
+
 @pytest.fixture(scope="module", name="names")
 def fixture_names():
-    """By page, what it defines outside the tables. Each row starts from a copy."""
-    names = {page: {} for page in PAGES}
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as users have them
-        for page, text in PAGES.items():
-            for block in BLOCK.findall(text):
-                exec(block, names[page])
-    return names
+    return Names()
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -49,3 +57,32 @@ def test_row(names, page, theirs, ours):
             assert float(value(3)) >= 0
         if isinstance(value, Optimizer) and not hasattr(value, "groups"):
             value.init(namespace["params"])
+
+
+def optax_rows(heading):
+    """The rows below `heading` on the page about optax whose left side can be evaluated."""
+    text = PAGES["optax"].split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [(theirs.strip("`"), ours) for theirs, ours in ROW.findall(text) if theirs.startswith("`")]
+    return [row for row in rows if "one, two" not in row[0] and "reduce_on_plateau" not in row[0]]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), optax_rows("Schedules"))
+def test_optax_schedule(names, theirs, ours):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        expected, schedule = eval(theirs, vars(optax).copy()), eval(ours, dict(names["optax"]))
+        steps = [0, 1, 50, 99, 100, 101, 199, 200, 999, 1000, 1001, 3000]
+        np.testing.assert_allclose([schedule(k) for k in steps], [expected(k) for k in steps], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [row for row in optax_rows("Optimizers") if "from_optax" not in row[1]])
+def test_optax_optimizer(names, theirs, ours):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        expected, optimizer = eval(theirs, {**vars(optax), "jax": jax}), eval(ours, dict(names["optax"]))
+        params = {"w": jnp.array([[1.0, -2.0]]), "b": jnp.array([0.5])}
+        their_params, their_state, state = params, expected.init(params), optimizer.init(params)
+        for k in range(5):
+            grads = jax.tree.map(lambda p, k=k: jnp.cos(p * (k + 1)), params)
+            updates, their_state = expected.update(grads, their_state, their_params)
+            their_params = optax.apply_updates(their_params, updates)
+            params, state = optimizer.update(params, grads, state)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, their_params)
