@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from mithril_opt._norm import global_norm
 from mithril_opt._pytree import pytree, static
+from mithril_opt._state import OptState
 from mithril_opt._tree import select
 from mithril_opt.clipping import clip_gradients
 from mithril_opt.explanation import explain
@@ -19,7 +20,7 @@ from mithril_opt.interop import (
 )
 from mithril_opt.mixed_precision import LossScale, LossScaleStuckError, MixedPrecisionTrainer, Policy, TrainerState
 from mithril_opt.multi import Frozen, MultiOptimizer
-from mithril_opt.optimizer import LeafOptimizer, Optimizer, OptState
+from mithril_opt.optimizer import LeafOptimizer, Optimizer
 from mithril_opt.optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
 from mithril_opt.plotting import plot_schedule
 from mithril_opt.range_test import RangeTestResult, lr_range_test

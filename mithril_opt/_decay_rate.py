@@ -56,10 +56,12 @@ def one_minus_power(beta: Any, t: Array) -> Array:
     """
     if isinstance(beta, DecayRate) and beta.power_complement is not None:
         return beta.power_complement.astype(t.dtype)
-    z = t * jnp.log1p(-jnp.asarray(1 - beta, t.dtype)) / -2
+    complement = jnp.asarray(1 - beta, t.dtype)
+    z = t * jnp.log1p(-jnp.where(complement == 1, 0.5, complement)) / -2
     # XLA's tanh is off by up to 2e-7 where its argument is small; there the series converges at once.
     series = z - z**3 * (1 / 3 - z**2 * (2 / 15 - z**2 * (17 / 315 - z**2 * (62 / 2835 - z**2 * 1382 / 155925))))
     h = jnp.where((z < 0.3) & (t.dtype == jnp.float32), series, jnp.tanh(z))
+    h = jnp.where(complement == 1, 1, h)  # β = 0, where the logarithm has no derivative
     return 2 * h / (1 + h)
 
 

@@ -135,11 +135,13 @@ def with_fields(self: T, **values: Any) -> T:
 
 
 def check_numbers(self: Any, *, schedules: bool = True) -> None:
-    """Check the Python numbers among the fields of `self`; store ints as floats where a real number is meant, zeros as None
-    where they mean off. With `schedules=False` a number cannot be a schedule."""
+    """Check the Python numbers and the switches among the fields of `self`; store ints as floats where a real number is meant,
+    zeros as None where they mean off. With `schedules=False` a number cannot be a schedule."""
     for field in dataclasses.fields(self):
+        where = f"{type(self).__name__}: {field.name}"
+        if isinstance(field.default, bool) and not isinstance(getattr(self, field.name), bool):
+            raise TypeError(f"{where} must be True or False, got {getattr(self, field.name)!r}")
         if "allows" in field.metadata:
-            where = f"{type(self).__name__}: {field.name}"
             check = _checked_sequence if field.metadata.get("increasing") else _checked
             rule = {**field.metadata, "schedules": schedules and field.metadata["convert"] is float}
             set_field(self, field.name, check(getattr(self, field.name), where, rule))

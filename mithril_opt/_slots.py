@@ -1,5 +1,6 @@
 """How slots are laid out: a rule sees the slots of one leaf, the state holds a few trees shaped like the parameters."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mithril_opt._numerics import compute_dtype
-from mithril_opt._tree import widen
+from mithril_opt._tree import describe_leaf, widen
 from mithril_opt._typing import Array, PyTree
 
 
@@ -47,6 +48,24 @@ def scatter(slot_structure: Any, structure: Any, slots: PyTree) -> list[PyTree]:
     except ValueError as error:
         raise ValueError(f"the state does not belong to this optimizer and these parameters: {error}") from None
     return [slot_structure.unflatten([row[i] for row in rows]) for i in range(structure.num_leaves)]
+
+
+def check_shapes(init_leaf: Callable[[Any], PyTree], params: list[tuple[str, Array]], slots: list[PyTree]) -> None:
+    """Raise a ValueError unless the slots of every parameter, given with its path, have the shapes that `init_leaf` gives."""
+
+    @functools.cache
+    def expected(shape: tuple[int, ...], dtype: Any) -> list[tuple[int, ...]]:
+        return shapes(jax.eval_shape(init_leaf, jax.ShapeDtypeStruct(shape, compute_dtype(dtype))))
+
+    def shapes(tree: PyTree) -> list[tuple[int, ...]]:
+        return [leaf.shape for leaf in jax.tree.leaves(tree)]
+
+    for (path, param), own in zip(params, slots, strict=True):
+        if shapes(own) != expected(param.shape, param.dtype):
+            raise ValueError(
+                f"the state does not belong to these parameters: at {path!r} the parameter is {describe_leaf(param)}, whose "
+                f"slots have the shapes {expected(param.shape, param.dtype)}, but those in the state are {shapes(own)}"
+            )
 
 
 def parameter_of_each_leaf(state: PyTree, params: PyTree) -> Iterator[int | None]:

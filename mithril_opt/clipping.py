@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mithril_opt._norm import global_norm
 from mithril_opt._numerics import scalar_f32
@@ -27,7 +28,8 @@ def clip_gradients(gradients: PyTree, clip_value: Scalar | None = None, clip_nor
         Gradients of the same structure, shapes and dtypes.
 
     Raises:
-        ValueError: not exactly one of the two is given, or it is negative or NaN.
+        ValueError: not exactly one of the two is given, or it is negative, NaN or no scalar.
+        TypeError: it is no number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -39,13 +41,26 @@ def clip_gradients(gradients: PyTree, clip_value: Scalar | None = None, clip_nor
         raise ValueError(
             f"give exactly one of clip_value and clip_norm, got clip_value={clip_value!r}, clip_norm={clip_norm!r}"
         )
-    bound: Any = clip_norm if clip_value is None else clip_value
-    if isinstance(bound, int | float) and not bound >= 0:
-        raise ValueError(f"{'clip_norm' if clip_value is None else 'clip_value'} must be at least 0, got {bound!r}")
+    bound = _checked("clip_value", clip_value) if clip_norm is None else _checked("clip_norm", clip_norm)
     if clip_norm is None:
         return _map_gradients(lambda grad: _clamp(grad, scalar_f32(bound)), gradients)
     first, second = clip_factors(global_norm(gradients), scalar_f32(bound))
-    return _map_gradients(lambda grad: grad * first * second, gradients)
+    clips = first * second != 1
+    # A product with 1 is not the identity: it flushes subnormal numbers.
+    return _map_gradients(lambda grad: jnp.where(clips, grad * first * second, grad), gradients)
+
+
+def _checked(name: str, bound: Any) -> Any:
+    """`bound`, a scalar; if it is a number and not an array that may be traced, at least 0."""
+    if hasattr(bound, "dtype") and not isinstance(bound, np.number):
+        if bound.shape != ():
+            raise ValueError(f"{name} must be a scalar, got shape {bound.shape}")
+        return bound
+    if isinstance(bound, bool) or not isinstance(bound, int | float | np.number):
+        raise TypeError(f"{name} must be a number, got {bound!r} of type {type(bound).__name__}")
+    if not bound >= 0:
+        raise ValueError(f"{name} must be at least 0, got {bound!r}")
+    return bound
 
 
 def clip_factors(norm: Array, clip_norm: Array) -> tuple[Array, Array]:

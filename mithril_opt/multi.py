@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from mithril_opt._numerics import saturating_increment
 from mithril_opt._pytree import pytree, set_field, static, with_fields
 from mithril_opt._slots import parameter_of_each_leaf
+from mithril_opt._state import OptState, check_state
 from mithril_opt._table import Table
 from mithril_opt._tree import agree, describe_leaf, leaves_with_paths, merge, overlay, trained, trains
 from mithril_opt._typing import Array, PyTree
-from mithril_opt.optimizer import Optimizer, OptState, check_state
+from mithril_opt.optimizer import Optimizer
 
 Pattern: TypeAlias = str | re.Pattern[str] | Callable[[str, Any], bool] | EllipsisType
 
@@ -221,6 +222,9 @@ def _join(step: Array, states: dict[str, Any]) -> OptState:
 
 def _part(state: OptState, name: str) -> Any:
     """The state of the group `name`: the inverse of `_join`."""
+    if not (isinstance(state, OptState) and isinstance(state.slots, dict) and name in state.slots):
+        names = f"groups {sorted(state.slots)}" if isinstance(getattr(state, "slots", None), dict) else "no groups"
+        raise ValueError(f"the state does not belong to this MultiOptimizer: it has {names}, but there is a group {name!r}")
     slots = state.slots[name]
     return OptState(state.step, slots, state.schedules[name]) if name in state.schedules else slots
 

@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,42 +17,11 @@ import jax.numpy as jnp
 from mithril_opt._decay_rate import exact, with_powers
 from mithril_opt._numerics import compute_dtype, real_dtype, saturating_increment, scalar_f32
 from mithril_opt._pytree import check_numbers, set_field, with_fields
-from mithril_opt._slots import fresh_slots, gather, scatter, slot_structure
+from mithril_opt._slots import check_shapes, fresh_slots, gather, scatter, slot_structure
+from mithril_opt._state import OptState, Window, check_memories, check_state, fresh_memories, schedules_of
 from mithril_opt._tree import agree, describe_leaf, leaves_with_paths, merge, placed_like, trained, widen
 from mithril_opt._typing import Array, PyTree
-from mithril_opt.schedulers.base import Schedule, as_schedule, as_step
-
-
-class Window(NamedTuple):
-    """A series of updates that are committed together.
-
-    Attributes:
-        closes: boolean scalar, whether the next update is the last of the series.
-        verdict: int32 scalar, why an update of the series was skipped; 0 if none was.
-    """
-
-    closes: Array
-    verdict: Array
-
-
-class OptState(NamedTuple):
-    """What the next update needs.
-
-    Attributes:
-        step: int32 scalar, the number of applied updates; it saturates.
-        slots: what the rule keeps per parameter: a few trees shaped like the parameters, `slots.mu["decoder"]["w"]`.
-        schedules: the memories of metric-driven schedules, by field name; usually empty.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mithril_opt import SGD
-        >>> SGD(momentum=0.9).init({"w": jnp.ones(2)})
-        OptState(step=Array(0, dtype=int32), slots=SGDSlots(trace={'w': Array([0., 0.], dtype=float32)}), schedules={})
-    """
-
-    step: Array
-    slots: PyTree
-    schedules: PyTree
+from mithril_opt.schedulers.base import as_schedule, as_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +87,13 @@ class Optimizer(abc.ABC):
 
     def observe(self, state: Any, metric: Any) -> Any:
         """The state after the schedules that follow a metric have seen `metric`, a scalar; `state` itself if there are none."""
-        if not state.schedules:
-            return state
-        memories = {
-            name: getattr(self, name).observe(memory, scalar_f32(metric), state.step)
-            for name, memory in state.schedules.items()
+        check_memories(self, state)
+        seen = {
+            name: schedule.observe(state.schedules[name], scalar_f32(metric), state.step)
+            for name, schedule in schedules_of(self).items()
+            if name in state.schedules
         }
-        return state._replace(schedules=memories)
+        return state._replace(schedules={**state.schedules, **seen}) if seen else state
 
     def at(self, step: Any, schedules: PyTree = None) -> Self:
         """This optimizer with every schedule replaced by its value.
@@ -141,14 +110,17 @@ class Optimizer(abc.ABC):
         memories = schedules or {}
         values = {
             name: schedule.read(memories.get(name, schedule.init()), as_step(step))
-            for name, schedule in _schedules(self).items()
+            for name, schedule in schedules_of(self).items()
         }
         return with_fields(self, **values) if values else self
 
     def resolve(self, state: Any) -> Self:
         """This optimizer as the next update will use it: schedules replaced by their values at the clock of `state`, decay
         rates in a form that survives a jit boundary."""
-        return exact(self.at(state.step, state.schedules)) if isinstance(state, OptState) else self
+        if not isinstance(state, OptState):
+            return self
+        check_memories(self, state)
+        return exact(self.at(state.step, state.schedules))
 
     def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
         """`grads`, shaped like `params`, with None at the leaves that do not train, so that they do not count in a norm."""
@@ -189,6 +161,13 @@ class LeafOptimizer(Optimizer):
 
     decay_mask = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.decay_mask is None or callable(self.decay_mask)):
+            raise TypeError(
+                f"{type(self).__name__}: decay_mask must be a function (path, leaf) -> bool, got {self.decay_mask!r}"
+            )
+
     @abc.abstractmethod
     def init_leaf(self, param: Array) -> PyTree:
         """The slots of one parameter: a small pytree, a NamedTuple as a rule, of the same structure for every leaf.
@@ -215,11 +194,10 @@ class LeafOptimizer(Optimizer):
         leaves, structure = jax.tree.flatten(trained(params))
         rule = self.at(0)
         slots = [fresh_slots(rule.init_leaf, leaf) for leaf in leaves]
-        memories = {name: schedule.init() for name, schedule in _schedules(self).items()}
         return OptState(
             step=jnp.zeros((), jnp.int32),
             slots=gather(slot_structure(rule.init_leaf), structure, slots),
-            schedules={name: memory for name, memory in memories.items() if memory is not None},
+            schedules=fresh_memories(self),
         )
 
     def update(self, params: PyTree, grads: PyTree, state: OptState) -> tuple[PyTree, OptState]:
@@ -241,7 +219,13 @@ def _lift(
     check_state(optimizer, grads, state)
     grads = agree(params, grads)
     # The schedules are evaluated out here because a jit boundary would round their Python numbers to float32.
-    return _map_leaves(leaf_rule, optimizer.resolve(state), trained(params), grads, state)
+    rule: Any = optimizer.resolve(state)
+    if jnp.shape(rule.learning_rate) != ():
+        raise ValueError(
+            f"{type(rule).__name__}: learning_rate must be a scalar, got shape {jnp.shape(rule.learning_rate)}; jax.vmap over "
+            "the optimizer tries several at once"
+        )
+    return _map_leaves(leaf_rule, rule, trained(params), grads, state)
 
 
 @functools.partial(jax.jit, static_argnums=0)  # so that a call outside jit compiles itself once
@@ -251,12 +235,11 @@ def _map_leaves(
     paths_and_leaves = leaves_with_paths(params)
     structure, layout = jax.tree.structure(params), slot_structure(rule.init_leaf)
     step = saturating_increment(state.step)
-    rule = with_powers(rule, step)
+    rule, leaf_slots = with_powers(rule, step), scatter(layout, structure, state.slots)
+    check_shapes(rule.init_leaf, paths_and_leaves, leaf_slots)
     results = [
         (None, slots) if grad is None else leaf_rule(_masked(rule, path, param), param, grad, slots, step)
-        for (path, param), grad, slots in zip(
-            paths_and_leaves, structure.flatten_up_to(grads), scatter(layout, structure, state.slots), strict=True
-        )
+        for (path, param), grad, slots in zip(paths_and_leaves, structure.flatten_up_to(grads), leaf_slots, strict=True)
     ]
     outputs = structure.unflatten([output for output, _ in results])
     return outputs, OptState(step, gather(layout, structure, [slots for _, slots in results]), state.schedules)
@@ -293,30 +276,6 @@ def _compute_leaf(rule: LeafOptimizer, param: Array, grad: Array, slots: PyTree,
 def _apply_leaf(rule: LeafOptimizer, param: Array, grad: Array, slots: PyTree, step: Array) -> tuple[Array, PyTree]:
     scaled, slots = _step_leaf(rule, param, grad, slots, step)
     return (widen(param) - scaled).astype(jnp.result_type(param)), slots
-
-
-def check_state(optimizer: Optimizer, grads: PyTree, state: Any, kind: type = OptState) -> None:
-    """Raise a ValueError unless `state` is a `kind` and the arguments are in order."""
-    check_order(optimizer, grads, kind)
-    if not isinstance(state, kind):
-        raise ValueError(
-            f"{type(optimizer).__name__}.update takes the state that init returned as its third argument, got "
-            f"{type(state).__name__}"
-        )
-
-
-def check_order(optimizer: Optimizer, grads: PyTree, kind: type = OptState) -> None:
-    """Raise a ValueError if a state stands where the gradients should."""
-    if isinstance(grads, kind):
-        raise ValueError(
-            f"{type(optimizer).__name__}.update takes (params, grads, state), but its second argument is a state: "
-            "this looks like optax's order (grads, state, params)"
-        )
-
-
-def _schedules(optimizer: Optimizer) -> dict[str, Schedule]:
-    values = {field.name: getattr(optimizer, field.name) for field in dataclasses.fields(optimizer)}
-    return {name: value for name, value in values.items() if isinstance(value, Schedule)}
 
 
 def _masked(rule: LeafOptimizer, path: str, param: Array) -> LeafOptimizer:

@@ -11,7 +11,7 @@ from jaxprs import branches, primitives
 from steps import PARAMS, gradients
 from zoo import OPTIMIZERS, WARMUP, bits, groups, make_params, specs
 
-from mithril_opt import SGD, Accumulate, Adam, AdamW, Frozen, LeafOptimizer, ReduceLROnPlateau, pytree
+from mithril_opt import SGD, Accumulate, Adam, AdamW, Frozen, LeafOptimizer, MixedPrecisionTrainer, ReduceLROnPlateau, pytree
 from mithril_opt.wrappers.accumulate import _micro_step
 
 any_update = jax.jit(lambda optimizer, *args: optimizer.update(*args))  # compiled once for all numbers
@@ -55,8 +55,8 @@ def test_every_length_of_a_window(optimizer, every):
     params, state = run(Accumulate(optimizer, every), 2 * every)
     means = [mean([gradients(1 + every * i + j) for j in range(every)]) for i in range(2)]
     expected = run(optimizer, 2, grads=means)
-    assert_close((params, state.optimizer), expected)
-    if every & (every - 1) == 0:  # a power of two divides exactly
+    assert_close((params, state.optimizer), expected, rtol=3e-6, atol=3e-7)
+    if every <= 2:  # halves are exact
         assert bits(params) == bits(expected[0])
 
 
@@ -65,7 +65,7 @@ def test_sums_are_float32_whatever_the_gradients():
     params = {"a": jnp.zeros(1, jnp.float16), "b": jnp.zeros(1), "z": jnp.zeros(1, jnp.complex64)}
     optimizer = Accumulate(SGD(learning_rate=1.0), every=2)
     state = optimizer.init(params)
-    assert [leaf.dtype for leaf in jax.tree.leaves(state.sums)] == [jnp.float32, jnp.float32, jnp.complex64]
+    assert [leaf.dtype for leaf in jax.tree.leaves(state.mean)] == [jnp.float32, jnp.float32, jnp.complex64]
     for value in (60000.0, 60001.0):
         grads = {"a": jnp.full(1, 2048 if value == 60000 else 2, jnp.float16), "b": jnp.full(1, value), "z": jnp.full(1, 2j)}
         params, state = optimizer.update(params, grads, state)
@@ -78,8 +78,18 @@ def test_float64_sums_of_float64_gradients():
         params, state = jnp.zeros(2), optimizer.init(jnp.zeros(2))
         for _ in range(3):
             params, state = optimizer.update(params, jnp.full(2, 0.1), state)
-        assert params.dtype == state.sums.dtype == jnp.float64
+        assert params.dtype == state.mean.dtype == jnp.float64
         np.testing.assert_allclose(params, -0.1, rtol=1e-15)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_finite_mean_of_gradients_whose_sum_overflows(sign):
+    trainer = MixedPrecisionTrainer(None, Accumulate(SGD(learning_rate=1e-30), every=3), policy="float32")
+    params, state = jnp.zeros(2), trainer.init(jnp.zeros(2))
+    for value in (3e38, 3e38, sign * 3e38):
+        params, state, success = trainer.update(params, jnp.full(2, value), state)
+    np.testing.assert_allclose(params, -3e8 if sign == 1 else -1e8, rtol=1e-6)
+    assert bool(success)
 
 
 # What a micro-step does and does not do.
@@ -97,7 +107,7 @@ def test_micro_steps_touch_only_the_accumulator(name):
         assert (int(new_state.micro_step), int(new_state.verdict)) == (i + 1, 0)
     _, closed = run(optimizer, 1, new_params, new_state, seed=12)
     assert int(closed.micro_step) == 0
-    assert not any(leaf.any() for leaf in jax.tree.leaves(closed.sums))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(closed.mean))
     assert int(closed.optimizer.step) == int(state.optimizer.step) + 1
 
 
@@ -170,7 +180,7 @@ def test_sums_inherit_the_sharding():
     optimizer = Accumulate(Adam(), every=2)
     state = optimizer.init(params)
     _, new_state = jax.jit(optimizer.update)(params, params, state)
-    assert all(sums["w"].sharding.is_equivalent_to(sharding, 2) for sums in (state.sums, new_state.sums))
+    assert all(sums["w"].sharding.is_equivalent_to(sharding, 2) for sums in (state.mean, new_state.mean))
 
 
 def test_a_state_put_away_in_mid_window_has_the_same_future():
@@ -187,9 +197,9 @@ def test_a_window_that_is_made_shorter_closes_with_the_mean_of_what_is_in_it():
     params, state = run(Accumulate(SGD(learning_rate=1.0), every=8), 3, params, grads=grads[:3])
     shorter = Accumulate(SGD(learning_rate=1.0), every=2)
     params, state = run(shorter, 1, params, state, grads=grads[3:4])
-    np.testing.assert_array_equal(params["w"], -3.0)
+    np.testing.assert_allclose(params["w"], -3.0, rtol=1e-6)
     params, state = run(shorter, 2, params, state, grads=grads[4:])
-    np.testing.assert_array_equal(params["w"], -9.0)
+    np.testing.assert_allclose(params["w"], -9.0, rtol=1e-6)
     assert int(state.optimizer.step) == 2
 
 
@@ -205,7 +215,7 @@ def test_missing_gradients_passengers_and_python_floats():
     new_params, state = optimizer.update(new_params, grads, state)
     assert (new_params["n"], new_params["name"]) == (3, "relu")
     assert bits(new_params["still"]) == bits(params["still"])
-    assert state.sums["n"] is state.sums["name"] is None
+    assert state.mean["n"] is state.mean["name"] is None
     np.testing.assert_allclose(new_params["w"], 0.89, rtol=1e-6)
     np.testing.assert_allclose(new_params["rate"], 0.395, rtol=1e-6)
 
@@ -217,7 +227,7 @@ def test_a_gradient_may_be_missing_now_and_then():
     params, state = optimizer.update(params, {"a": None, "b": jnp.ones(1)}, state)
     params, state = optimizer.update(params, {"a": jnp.ones(1), "b": None}, state)
     assert (float(params["a"][0]), float(params["b"][0])) == (-0.5, 0.0)
-    assert float(state.sums["b"][0]) == 0.0
+    assert float(state.mean["b"][0]) == 0.0
 
 
 @pytest.mark.parametrize("params", [{}, {"n": 3}])
@@ -235,7 +245,7 @@ def test_nothing_to_train(params):
 def test_frozen_leaves_have_no_sums():
     optimizer = Accumulate(groups(Frozen(), SGD(learning_rate=1.0)), every=2)
     state = optimizer.init(PARAMS)
-    assert state.sums["embed"] is None
+    assert state.mean["embed"] is None
     grads = {**PARAMS, "embed": jnp.full((4, 3), jnp.nan)}
     params, state = run(optimizer, 2, grads=[grads] * 2)
     assert bits(params["embed"]) == bits(PARAMS["embed"])

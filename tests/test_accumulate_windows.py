@@ -95,7 +95,7 @@ def test_spoiled_sums_are_emptied_when_the_window_closes():
     """An inf that stayed in the sums would poison every later window."""
     for letters in ("FFFF", "TFTT", "TTTF", "NTTT"):
         _, state, *_ = drive(window_trainer(), letters)
-        assert not any(leaf.any() for leaf in jax.tree.leaves(state.optimizer.sums))
+        assert not any(leaf.any() for leaf in jax.tree.leaves(state.optimizer.mean))
         assert int(state.optimizer.verdict) == 0
 
 

@@ -186,3 +186,25 @@ def test_any_finite_gradient_is_clipped_without_overflow(values, bound):
     if 1e-15 < exact < 3.4e38:
         np.testing.assert_allclose(global_norm(grads), exact, rtol=1e-5)
         np.testing.assert_allclose(global_norm(clipped), min(exact, bound), rtol=1e-5)
+
+
+@pytest.mark.parametrize("other", [0.5, np.inf, np.nan])
+def test_what_is_not_clipped_comes_back_to_the_bit(other):
+    """A product with 1 would flush subnormal numbers to 0."""
+    grads = {"tiny": jnp.array([1e-40, -1e-42]), "other": jnp.array([other])}
+    assert bits(clip_gradients(grads, clip_norm=1.0)) == bits(grads)
+
+
+@pytest.mark.parametrize(
+    ("bound", "error", "message"),
+    [
+        (np.float32(-1), ValueError, "clip_norm must be at least 0"),
+        (np.int32(-1), ValueError, "clip_norm must be at least 0"),
+        (True, TypeError, "clip_norm must be a number, got True of type bool"),
+        ("1", TypeError, "clip_norm must be a number, got '1' of type str"),
+        (np.ones(2), ValueError, r"clip_norm must be a scalar, got shape \(2,\)"),
+    ],
+)
+def test_bounds_that_are_none(bound, error, message):
+    with pytest.raises(error, match=message):
+        clip_gradients({"w": jnp.ones(2)}, clip_norm=bound)

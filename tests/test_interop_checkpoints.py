@@ -122,7 +122,7 @@ def test_saved_on_one_mesh_and_restored_onto_another(way, tmp_path):
     start = jax.device_put((make_params(), TRAINER.init(make_params())), first)
     place = functools.partial(jax.device_put, device=first[0])
     stopped = train(*start, range(STOPPED_AT), place)
-    assert stopped[1].optimizer.sums["embed"].sharding.is_equivalent_to(first[0]["embed"], 2)
+    assert stopped[1].optimizer.mean["embed"].sharding.is_equivalent_to(first[0]["embed"], 2)
 
     shapes = jax.eval_shape(lambda: start)
     as_template = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
@@ -139,6 +139,6 @@ def test_a_checkpoint_of_another_model_changes_nothing(tmp_path):
     state = TRAINER.init(make_params())
     other = TRAINER.init({**make_params(), "embed": jnp.ones((7, 3))})
     before = bits(state)
-    with pytest.raises(ValueError, match=re.escape("expected float32[7,3] but found float32[4,3]: optimizer/sums/embed")):
+    with pytest.raises(ValueError, match=re.escape("expected float32[7,3] but found float32[4,3]: optimizer/mean/embed")):
         with_safetensors(state, other, tmp_path)
     assert bits(state) == before

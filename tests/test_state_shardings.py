@@ -41,7 +41,7 @@ def test_slots_like_their_parameters_and_the_rest_replicated():
     trainer = MixedPrecisionTrainer(None, Accumulate(Adam(amsgrad=True), every=2))
     state = state_shardings(trainer, params, own)
     assert jax.tree.structure(state) == jax.tree.structure(trainer.init(params))
-    assert specs(state.optimizer.sums) == specs(own)
+    assert specs(state.optimizer.mean) == specs(own)
     assert [specs(slot) for slot in state.optimizer.optimizer.slots] == [specs(own)] * 3
     rest = jax.tree.leaves((state.loss_scale, state.optimizer.micro_step, state.optimizer.optimizer.step))
     assert {sharding.spec for sharding in rest} == {P()}

@@ -9,10 +9,11 @@ import numpy as np
 
 from mithril_opt._numerics import compute_dtype, saturating_increment, scalar_f32
 from mithril_opt._pytree import pytree, static
+from mithril_opt._state import OptState, check_state
 from mithril_opt._tree import agree, leaves_with_paths, merge, trained, trains, widen
 from mithril_opt._typing import Array, PyTree
 from mithril_opt.multi import Frozen, MultiOptimizer, takes_extra_args
-from mithril_opt.optimizer import LeafOptimizer, Optimizer, OptState, check_state
+from mithril_opt.optimizer import LeafOptimizer, Optimizer
 from mithril_opt.wrappers.accumulate import Accumulate, AccumulateState
 
 

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mithril_opt._state import OptState, check_state
 from mithril_opt._tree import agree, merge
 from mithril_opt._typing import PyTree
 from mithril_opt.interop.optax import apart
-from mithril_opt.optimizer import Optimizer, OptState, check_state
+from mithril_opt.optimizer import Optimizer
 from mithril_opt.optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
 
 RULES = (SGD, Adam, AdamW, RMSProp, AdaGrad)

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mithril_opt import optimizers
+from mithril_opt._state import OptState, check_state
 from mithril_opt._tree import describe_leaf, leaves_with_paths, trained
 from mithril_opt._typing import PyTree
 from mithril_opt.interop.state_dict import placed
-from mithril_opt.optimizer import Optimizer, OptState, check_state
+from mithril_opt.optimizer import Optimizer
 
 Axes: TypeAlias = Sequence[str] | Mapping[str, Sequence[int]]
 

@@ -117,6 +117,8 @@ class PytreeFunction(Schedule):
 
 def as_schedule(value: Any) -> Any:
     """`value` as a schedule if it is a callable; as it is if it is a number, an array or already a schedule."""
+    if isinstance(value, type):
+        raise TypeError(f"a schedule must be made before it is used, got the class {value.__name__}")
     if isinstance(value, Schedule) or not callable(value):
         return value
     return Function(value) if jax.tree.structure(value) == jax.tree.structure(0.0) else PytreeFunction(value)
@@ -200,7 +202,10 @@ def _shown(value: Any) -> str:
 
 def as_step(step: Any) -> Array:
     """`step` as int32, negative numbers as 0 and larger ones than int32 holds as the largest."""
+    if isinstance(step, int) and not isinstance(step, bool):
+        return jnp.int32(min(max(step, 0), MAX_STEP))
     steps = step if isinstance(step, jax.Array) else np.asarray(step)
     if not jnp.issubdtype(steps.dtype, jnp.integer):
         raise TypeError(f"a schedule takes an integer step, got {step!r}")
-    return jnp.asarray(steps.clip(0, MAX_STEP), jnp.int32)
+    wide = steps.astype(np.int32) if steps.dtype.itemsize < 4 else steps  # MAX_STEP is no int8
+    return jnp.asarray(wide.clip(0, MAX_STEP), jnp.int32)

@@ -49,10 +49,15 @@ class CyclicLR(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self, "mode", ("triangular", "triangular2", "exp_range"))
+        if isinstance(self._length, int) and self._length >= 2**31:
+            raise ValueError(f"CyclicLR: a cycle must be shorter than 2³¹ steps, got {self._length}")
+
+    @property
+    def _length(self) -> Any:
+        return self.step_size_up + (self.step_size_up if self.step_size_down is None else self.step_size_down)
 
     def value(self, step: Array) -> Array:
-        up = self.step_size_up
-        length = up + (up if self.step_size_down is None else self.step_size_down)
+        up, length = self.step_size_up, self._length
         cycle, place = jnp.divmod(step, length)
         done = jnp.where(place < up, place, length - place)
         left = jnp.where(place < up, up - place, place - up)

@@ -108,7 +108,7 @@ def _product(function: Callable[[Array], Any], step: Array) -> Array:
     def multiply(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         first, product = carry
         factors = jax.vmap(lambda i: jnp.float32(function(i)))(first + jnp.arange(1, CHUNK + 1, dtype=jnp.int32))
-        products = jnp.cumprod(jnp.concatenate([jnp.ones(1), factors]))
+        products = jnp.cumprod(jnp.concatenate([jnp.ones(1, jnp.float32), factors]))
         return jnp.minimum(first, MAX_STEP - CHUNK) + CHUNK, product * products[jnp.clip(step - first, 0, CHUNK)]
 
     start = jnp.int32(0), jnp.ones(step.shape, jnp.float32)

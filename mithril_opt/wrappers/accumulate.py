@@ -1,7 +1,6 @@
 """Gradient accumulation."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -9,9 +8,10 @@ import jax.numpy as jnp
 
 from mithril_opt._numerics import compute_dtype, real_dtype
 from mithril_opt._pytree import pytree, static, with_fields
+from mithril_opt._state import Window, check_state
 from mithril_opt._tree import agree, merge, trained, widen
 from mithril_opt._typing import Array, PyTree
-from mithril_opt.optimizer import Optimizer, Window, check_state
+from mithril_opt.optimizer import Optimizer
 
 
 class AccumulateState(NamedTuple):
@@ -19,13 +19,13 @@ class AccumulateState(NamedTuple):
 
     Attributes:
         optimizer: the state of the inner optimizer; its clock counts applied updates.
-        sums: the sum of the gradients of this window, float32, a tree shaped like the parameters; None where nothing trains.
+        mean: of the gradients of this window so far, float32, a tree shaped like the parameters; None where nothing trains.
         micro_step: int32 scalar, the number of gradients in it.
         verdict: int32 scalar, why this window will be dropped; 0 if it will not.
     """
 
     optimizer: Any
-    sums: PyTree
+    mean: PyTree
     micro_step: Array
     verdict: Array
 
@@ -34,10 +34,11 @@ class AccumulateState(NamedTuple):
 class Accumulate(Optimizer):
     """Gradient accumulation: one update of the inner optimizer on the mean of `every` gradients.
 
-    The gradients are summed in float32. The inner optimizer runs on every k-th call only (`jax.lax.cond`), so the other calls
-    touch nothing but the sums, and its schedules and bias corrections count applied updates. A leaf whose gradient is None
-    on the k-th call is not updated. When k has shrunk in mid-window, the window closes on the next call, with the mean of
-    what is in it. To clip the mean, wrap what is inside: `Accumulate(Clip(AdamW(), clip_norm=1.0), every=8)`.
+    The n-th gradient of a window enters a running mean, m ← (1 − 1/n) m + g/n in float32, which finite gradients cannot
+    overflow. The inner optimizer runs on every k-th call only (`jax.lax.cond`), so the other calls touch nothing but the mean,
+    and its schedules and bias corrections count applied updates. A gradient that is None counts as zero; a leaf whose gradient
+    is None on the k-th call is not updated. When k has shrunk in mid-window, the window closes on the next call, with the mean
+    of what is in it. To clip the mean, wrap what is inside: `Accumulate(Clip(AdamW(), clip_norm=1.0), every=8)`.
 
     Args:
         optimizer: the inner optimizer.
@@ -71,8 +72,8 @@ class Accumulate(Optimizer):
 
     def init(self, params: PyTree) -> AccumulateState:
         leaves = self.drop_frozen(trained(params), trained(params))
-        sums = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=compute_dtype(jnp.result_type(leaf))), leaves)
-        return AccumulateState(self.optimizer.init(params), sums, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+        mean = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=compute_dtype(jnp.result_type(leaf))), leaves)
+        return AccumulateState(self.optimizer.init(params), mean, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def update(self, params: PyTree, grads: PyTree, state: AccumulateState) -> tuple[PyTree, AccumulateState]:
         new_params, state = self._run("update", params, grads, state)
@@ -85,6 +86,7 @@ class Accumulate(Optimizer):
     def _run(self, method: str, params: PyTree, grads: PyTree, state: AccumulateState) -> tuple[PyTree, AccumulateState]:
         check_state(self, grads, state, AccumulateState)
         grads = agree(params, grads)
+        agree(params, state.mean, ("parameter", "mean of its gradients in the state"))
         return _micro_step(method, self.resolve(state), trained(params), grads, state)
 
     def at(self, step: Any, schedules: PyTree = None) -> Self:
@@ -117,17 +119,16 @@ def _micro_step(
     closes, verdict = optimizer.window(state)
 
     def apply(params: PyTree, grads: PyTree, state: AccumulateState) -> tuple[PyTree, AccumulateState]:
-        mean = _map_given(lambda total, grad: _over(_plus(total, grad), state.micro_step + 1), state.sums, grads)
+        mean = jax.tree.map(lambda mean, grad: None if grad is None else mean, _mean(state, grads), grads, is_leaf=_is_none)
         output, inner = getattr(optimizer.optimizer, method)(params, mean, state.optimizer)
-        sums = jax.tree.map(jnp.zeros_like, state.sums)
-        return output, AccumulateState(inner, sums, jnp.zeros_like(state.micro_step), state.verdict)
+        empty = jax.tree.map(jnp.zeros_like, state.mean)
+        return output, AccumulateState(inner, empty, jnp.zeros_like(state.micro_step), state.verdict)
 
     def add(params: PyTree, grads: PyTree, state: AccumulateState) -> tuple[PyTree, AccumulateState]:
-        sums = merge(state.sums, _map_given(_plus, state.sums, grads))
         output = params
         if method == "compute_updates":
             output = jax.tree.map(jnp.zeros_like, jax.eval_shape(apply, params, grads, state)[0])
-        return output, _advance(state._replace(sums=sums), closes, verdict)
+        return output, _advance(state._replace(mean=_mean(state, grads)), closes, verdict)
 
     return jax.lax.cond(closes & (verdict == 0), apply, add, params, grads, state)
 
@@ -135,24 +136,25 @@ def _micro_step(
 def _advance(state: AccumulateState, closes: Array, verdict: Array) -> AccumulateState:
     """One micro-step on; where the window closes, a dropped one is emptied."""
     return state._replace(
-        sums=jax.tree.map(lambda total: jnp.where(closes, 0, total), state.sums),
+        mean=jax.tree.map(lambda mean: jnp.where(closes, 0, mean), state.mean),
         micro_step=jnp.where(closes, 0, state.micro_step + 1),
         verdict=jnp.where(closes, 0, verdict),
     )
 
 
-def _plus(total: Array, grad: Array) -> Array:
-    return total + widen(grad).astype(total.dtype)
+def _mean(state: AccumulateState, grads: PyTree) -> PyTree:
+    """The mean of the gradients of the window, with one more in it."""
+    n = state.micro_step + 1
+
+    def on_leaf(mean: Array | None, grad: Array | None) -> Array | None:
+        if mean is None:
+            return None
+        share = 1 / n.astype(real_dtype(mean.dtype))
+        kept = mean * (1 - share).astype(mean.dtype)
+        return kept if grad is None else kept + widen(grad).astype(mean.dtype) * share.astype(mean.dtype)
+
+    return jax.tree.map(on_leaf, state.mean, grads, is_leaf=_is_none)
 
 
-def _over(total: Array, count: Array) -> Array:
-    return total * (1 / count.astype(real_dtype(total.dtype))).astype(total.dtype)
-
-
-def _map_given(fun: Callable[[Array, Array], Array], sums: PyTree, grads: PyTree) -> PyTree:
-    """`fun` over the leaves that have a sum and a gradient, None elsewhere."""
-
-    def on_leaf(total: Array | None, grad: Array | None) -> Array | None:
-        return None if total is None or grad is None else fun(total, grad)
-
-    return jax.tree.map(on_leaf, sums, grads, is_leaf=lambda leaf: leaf is None)
+def _is_none(leaf: Any) -> bool:
+    return leaf is None

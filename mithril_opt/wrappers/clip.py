@@ -5,10 +5,11 @@ from typing import Any, Self
 import jax
 
 from mithril_opt._pytree import check_numbers, number, pytree, with_fields
+from mithril_opt._state import Window, check_order
 from mithril_opt._tree import agree, trained, widen
 from mithril_opt._typing import Array, PyTree, Scalar
 from mithril_opt.clipping import clip_gradients
-from mithril_opt.optimizer import Optimizer, Window, check_order
+from mithril_opt.optimizer import Optimizer
 
 
 @pytree
