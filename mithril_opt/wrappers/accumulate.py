@@ -19,8 +19,9 @@ class AccumulateState(NamedTuple):
 
     Attributes:
         optimizer: the state of the inner optimizer; its clock counts applied updates.
-        mean: of the gradients of this window so far, float32, a tree shaped like the parameters; None where nothing trains.
-        micro_step: int32 scalar, the number of gradients in it.
+        mean: of the gradients of this window so far (before its first, of the last window), float32, a tree shaped like the
+            parameters; None where nothing trains.
+        micro_step: int32 scalar, the number of gradients in this window.
         verdict: int32 scalar, why this window will be dropped; 0 if it will not.
     """
 
@@ -118,28 +119,23 @@ def _micro_step(
 ) -> tuple[PyTree, AccumulateState]:
     closes, verdict = optimizer.window(state)
 
-    def apply(params: PyTree, grads: PyTree, state: AccumulateState) -> tuple[PyTree, AccumulateState]:
-        mean = jax.tree.map(lambda mean, grad: None if grad is None else mean, _mean(state, grads), grads, is_leaf=_is_none)
-        output, inner = getattr(optimizer.optimizer, method)(params, mean, state.optimizer)
-        empty = jax.tree.map(jnp.zeros_like, state.mean)
-        return output, AccumulateState(inner, empty, jnp.zeros_like(state.micro_step), state.verdict)
+    def apply(params: PyTree, mean: PyTree, inner: Any) -> tuple[PyTree, Any]:
+        given = jax.tree.map(lambda mean, grad: None if grad is None else mean, mean, grads, is_leaf=_is_none)
+        return getattr(optimizer.optimizer, method)(params, given, inner)
 
-    def add(params: PyTree, grads: PyTree, state: AccumulateState) -> tuple[PyTree, AccumulateState]:
-        output = params
-        if method == "compute_updates":
-            output = jax.tree.map(jnp.zeros_like, jax.eval_shape(apply, params, grads, state)[0])
-        return output, _advance(state._replace(mean=_mean(state, grads)), closes, verdict)
+    def keep(params: PyTree, mean: PyTree, inner: Any) -> tuple[PyTree, Any]:
+        nothing = method == "compute_updates"
+        return jax.tree.map(jnp.zeros_like, jax.eval_shape(apply, params, mean, inner)[0]) if nothing else params, inner
 
-    return jax.lax.cond(closes & (verdict == 0), apply, add, params, grads, state)
+    mean = _mean(state, grads)
+    output, inner = jax.lax.cond(closes & (verdict == 0), apply, keep, params, mean, state.optimizer)
+    return output, _advance(state._replace(optimizer=inner, mean=mean), closes, verdict)
 
 
 def _advance(state: AccumulateState, closes: Array, verdict: Array) -> AccumulateState:
-    """One micro-step on; where the window closes, a dropped one is emptied."""
-    return state._replace(
-        mean=jax.tree.map(lambda mean: jnp.where(closes, 0, mean), state.mean),
-        micro_step=jnp.where(closes, 0, state.micro_step + 1),
-        verdict=jnp.where(closes, 0, verdict),
-    )
+    """One micro-step on. The mean of a window that has closed stays where it is until the next one begins: to clear it would
+    cost a pass over it."""
+    return state._replace(micro_step=jnp.where(closes, 0, state.micro_step + 1), verdict=jnp.where(closes, 0, verdict))
 
 
 def _mean(state: AccumulateState, grads: PyTree) -> PyTree:
@@ -150,7 +146,7 @@ def _mean(state: AccumulateState, grads: PyTree) -> PyTree:
         if mean is None:
             return None
         share = 1 / n.astype(real_dtype(mean.dtype))
-        kept = mean * (1 - share).astype(mean.dtype)
+        kept = jnp.where(n == 1, 0, mean * (1 - share).astype(mean.dtype))
         return kept if grad is None else kept + widen(grad).astype(mean.dtype) * share.astype(mean.dtype)
 
     return jax.tree.map(on_leaf, state.mean, grads, is_leaf=_is_none)
