@@ -27,6 +27,7 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 autodoc_typehints = "none"  # the docstrings say what each argument is
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
