@@ -90,17 +90,17 @@ def main():
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(6, 5, figsize=(13, 11), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(6, 5, figsize=(10.5, 10.5), layout="constrained", sharex=True)
     for ax, color, (title, schedule) in zip(axes.flat, COLORS, PANELS.items(), strict=True):
         values = rates(schedule)
         ax.plot(values, color=color)
         ax.fill_between(range(STEPS), values, color=color, alpha=0.12, linewidth=0)
-        ax.set_title(title, fontsize=9)
+        ax.set_title(title, fontsize=8.5)
         ax.set(ylim=(0, 1.08), yticks=[0, 1], xlim=(0, STEPS), xticks=[0, 100, 200])
         ax.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("step")
     FILE.parent.mkdir(exist_ok=True)
-    figure.savefig(FILE, dpi=90)
+    figure.savefig(FILE, dpi=110)
 
 
 if __name__ == "__main__":
