@@ -45,8 +45,11 @@ def scatter(slot_structure: Any, structure: Any, slots: PyTree) -> list[PyTree]:
     """From trees per slot to slots per leaf."""
     try:
         rows = [structure.flatten_up_to(tree) for tree in slot_structure.flatten_up_to(slots)]
-    except ValueError as error:
-        raise ValueError(f"the state does not belong to this optimizer and these parameters: {error}") from None
+    except ValueError:
+        raise ValueError(
+            "the state does not belong to this optimizer and these parameters: its slots are "
+            f"{jax.tree.structure(slots)}, expected {slot_structure} with {structure} in each"
+        ) from None
     return [slot_structure.unflatten([row[i] for row in rows]) for i in range(structure.num_leaves)]
 
 

@@ -18,7 +18,7 @@ from mithril_opt._state import OptState, check_state
 from mithril_opt._table import Table
 from mithril_opt._tree import agree, describe_leaf, leaves_with_paths, merge, overlay, trained, trains
 from mithril_opt._typing import Array, PyTree
-from mithril_opt.optimizer import Optimizer
+from mithril_opt.optimizer import Optimizer, check_optimizer
 
 Pattern: TypeAlias = str | re.Pattern[str] | Callable[[str, Any], bool] | EllipsisType
 
@@ -95,8 +95,7 @@ class MultiOptimizer(Optimizer):
         if set(groups) != set(optimizers) or not groups:
             raise ValueError(f"optimizers and groups must have the same names, got {sorted(optimizers)} and {sorted(groups)}")
         for name, optimizer in optimizers.items():
-            if not isinstance(optimizer, Optimizer):
-                raise TypeError(f"optimizers[{name!r}] must be an Optimizer, got {optimizer!r}")
+            check_optimizer(f"MultiOptimizer: optimizers[{name!r}]", optimizer)
         for name, pattern in groups.items():
             if not (isinstance(pattern, str | re.Pattern) or pattern is ... or callable(pattern)):
                 raise TypeError(

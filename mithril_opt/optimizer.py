@@ -139,6 +139,13 @@ class Optimizer(abc.ABC):
         return state
 
 
+def check_optimizer(where: str, value: Any) -> None:
+    """Raise a TypeError unless `value` is an optimizer."""
+    if not isinstance(value, Optimizer):
+        hint = "; from_optax(...) makes one of it" if hasattr(value, "init") and not isinstance(value, type) else ""
+        raise TypeError(f"{where} must be an Optimizer, got {value!r}{hint}")
+
+
 class LeafOptimizer(Optimizer):
     """A rule for one array, lifted to trees. Subclass it with `@pytree` and define `init_leaf` and `update_leaf`.
 

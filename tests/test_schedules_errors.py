@@ -90,9 +90,13 @@ BAD = [
     (
         lambda: SequentialLR([StepLR(0.1, 3), StepLR(0.1, 3)], [3, 5]),
         ValueError,
-        r"SequentialLR: 2 schedulers need 1 milestones, got \[3, 5\]",
+        r"SequentialLR: needs one milestone fewer than schedules, got \[3, 5\] for 2 schedules",
     ),
-    (lambda: SequentialLR([StepLR(0.1, 3)] * 3, [3]), ValueError, r"3 schedulers need 2 milestones, got \[3\]"),
+    (
+        lambda: SequentialLR([StepLR(0.1, 3)] * 3, [3]),
+        ValueError,
+        r"one milestone fewer than schedules, got \[3\] for 3 schedules",
+    ),
     (lambda: SequentialLR([StepLR(0.1, 3)] * 3, [5, 5]), ValueError, r"must be strictly increasing, got \[5, 5\]"),
     (lambda: SequentialLR([StepLR(0.1, 3)] * 3, [5, 4]), ValueError, r"milestones must be increasing, got \[5, 4\]"),
     (lambda: SequentialLR([], []), ValueError, r"schedulers must hold one schedule at least"),

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from zoo import OPTIMIZERS, groups
 
@@ -68,3 +69,16 @@ def test_a_rate_per_element_is_no_rate():
 def test_switches(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda inner: Accumulate(inner, every=2),
+        lambda inner: MixedPrecisionTrainer(None, inner),
+        lambda inner: MultiOptimizer({"all": inner}, groups={"all": ...}),
+    ],
+)
+def test_an_optax_transformation_where_an_optimizer_is_wanted(wrap):
+    with pytest.raises(TypeError, match=r"must be an Optimizer, got GradientTransformation.*from_optax\(...\) makes one"):
+        wrap(optax.adam(1e-3))

@@ -20,7 +20,7 @@ from mithril_opt.mixed_precision.backward import Pullback, check_argnums, check_
 from mithril_opt.mixed_precision.commit import commit
 from mithril_opt.mixed_precision.loss_scale import LossScale, LossScaleState
 from mithril_opt.mixed_precision.policy import Policy
-from mithril_opt.optimizer import Optimizer
+from mithril_opt.optimizer import Optimizer, check_optimizer
 
 
 class TrainerState(NamedTuple):
@@ -128,8 +128,7 @@ class MixedPrecisionTrainer:
     hysteresis: int | Array = steps(default=1)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.optimizer, Optimizer):
-            raise TypeError(f"MixedPrecisionTrainer: optimizer must be an Optimizer, got {self.optimizer!r}")
+        check_optimizer("MixedPrecisionTrainer: optimizer", self.optimizer)
         if not (self.model is None or callable(self.model)):
             raise TypeError(f"MixedPrecisionTrainer: model must be a function (params, inputs) -> outputs, got {self.model!r}")
         check_numbers(self, schedules=False)

@@ -41,7 +41,9 @@ class SequentialLR(Schedule):
         _set_schedulers(self)
         pieces, milestones = len(self.schedulers), self.milestones
         if len(milestones) != pieces - 1:
-            raise ValueError(f"SequentialLR: {pieces} schedulers need {pieces - 1} milestones, got {list(milestones)}")
+            raise ValueError(
+                f"SequentialLR: needs one milestone fewer than schedules, got {list(milestones)} for {pieces} schedules"
+            )
         known = [milestone for milestone in milestones if isinstance(milestone, int)]
         if len(set(known)) != len(known):
             raise ValueError(f"SequentialLR: milestones must be strictly increasing, got {list(milestones)}")

@@ -11,7 +11,7 @@ from mithril_opt._pytree import pytree, static, with_fields
 from mithril_opt._state import Window, check_state
 from mithril_opt._tree import agree, merge, trained, widen
 from mithril_opt._typing import Array, PyTree
-from mithril_opt.optimizer import Optimizer
+from mithril_opt.optimizer import Optimizer, check_optimizer
 
 
 class AccumulateState(NamedTuple):
@@ -66,8 +66,7 @@ class Accumulate(Optimizer):
     every: int = static()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.optimizer, Optimizer):
-            raise TypeError(f"Accumulate: optimizer must be an Optimizer, got {self.optimizer!r}")
+        check_optimizer("Accumulate: optimizer", self.optimizer)
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise ValueError(f"Accumulate: every must be an integer of at least 1, got {self.every!r}")
 

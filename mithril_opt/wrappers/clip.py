@@ -9,7 +9,7 @@ from mithril_opt._state import Window, check_order
 from mithril_opt._tree import agree, trained, widen
 from mithril_opt._typing import Array, PyTree, Scalar
 from mithril_opt.clipping import clip_gradients
-from mithril_opt.optimizer import Optimizer
+from mithril_opt.optimizer import Optimizer, check_optimizer
 
 
 @pytree
@@ -43,8 +43,7 @@ class Clip(Optimizer):
     clip_value: Scalar | None = number(default=None, minimum=0, optional=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.optimizer, Optimizer):
-            raise TypeError(f"Clip: optimizer must be an Optimizer, got {self.optimizer!r}")
+        check_optimizer("Clip: optimizer", self.optimizer)
         check_numbers(self, schedules=False)
         if (self.clip_norm is None) == (self.clip_value is None):
             raise ValueError(f"Clip: give exactly one of clip_norm and clip_value, got {self.clip_norm!r}, {self.clip_value!r}")
