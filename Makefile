@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow check docs dist clean
+.PHONY: demo test slow check bench docs dist clean
 
 demo: $(VENV)/.done
 	$(BIN)/python -m mithril_opt.demo
@@ -18,6 +18,9 @@ check: $(VENV)/.done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.done
+	$(BIN)/python -m benchmarks --quick
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going --quiet --builder html docs runs/docs
