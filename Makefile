@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow check bench docs dist clean
+.PHONY: demo test slow notebooks check bench docs dist clean
 
 demo: $(VENV)/.done
 	$(BIN)/python -m mithril_opt.demo
@@ -13,6 +13,9 @@ test: $(VENV)/.done
 
 slow: $(VENV)/.done
 	$(BIN)/python -m pytest -q -m slow
+
+notebooks: $(VENV)/.done
+	$(BIN)/python -m pytest -q --nbmake notebooks
 
 check: $(VENV)/.done
 	$(BIN)/ruff format --check .
