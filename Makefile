@@ -9,10 +9,10 @@ demo: $(VENV)/.done
 	$(BIN)/python -m mithril_opt.demo
 
 test: $(VENV)/.done
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 slow: $(VENV)/.done
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n auto -m slow
 
 notebooks: $(VENV)/.done
 	$(BIN)/python -m pytest -q --nbmake notebooks

@@ -34,6 +34,7 @@ def test_the_loss_falls(name):
     assert losses[-1] < 0.3 * losses[0]
 
 
+@pytest.mark.slow
 def test_keras_in_a_process_of_its_own():
     """Keras chooses its backend when it is imported, and puts settings into the whole process."""
     if find_spec("keras") is None:

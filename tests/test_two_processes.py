@@ -49,6 +49,7 @@ def two_workers(folder):
 
 
 @pytest.mark.usefixtures("promotion")
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     with two_workers(tmp_path) as workers:
         losses, params = two_processes.run(jax.devices()[:1])
