@@ -36,6 +36,24 @@ class LossScaleState(NamedTuple):
     last_bad_leaf: Array
 
 
+class LossScaleStuckError(RuntimeError):
+    """The loss scale is as low as it may go and steps keep being skipped. `MixedPrecisionTrainer.check` raises it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import SGD, LossScaleStuckError, MixedPrecisionTrainer
+        >>> trainer, params = MixedPrecisionTrainer(None, SGD(), loss_scale=1.0), {"w": jnp.ones(1)}
+        >>> state = trainer.init(params)
+        >>> for _ in range(2):
+        ...     params, state, success = trainer.update(params, {"w": jnp.array([jnp.inf])}, state)
+        >>> try:
+        ...     trainer.check(state, params)
+        ... except LossScaleStuckError as error:
+        ...     print(str(error)[:60])
+        the last 2 updates were skipped at a loss scale of 1, which
+    """
+
+
 @pytree
 class LossScale:
     """The rule by which the scale moves.

@@ -18,7 +18,7 @@ from mithril_opt._tree import agree, leaves_with_paths, merge, trained
 from mithril_opt._typing import Array, PyTree, Scalar
 from mithril_opt.mixed_precision.backward import Pullback, check_argnums, check_loss, cotangents, loss_and_aux, pull
 from mithril_opt.mixed_precision.commit import commit
-from mithril_opt.mixed_precision.loss_scale import LossScale, LossScaleState
+from mithril_opt.mixed_precision.loss_scale import LossScale, LossScaleState, LossScaleStuckError
 from mithril_opt.mixed_precision.policy import Policy
 from mithril_opt.optimizer import Optimizer, check_optimizer
 
@@ -40,24 +40,6 @@ class TrainerState(NamedTuple):
 
     optimizer: Any
     loss_scale: LossScaleState
-
-
-class LossScaleStuckError(RuntimeError):
-    """The loss scale is as low as it may go and steps keep being skipped. `MixedPrecisionTrainer.check` raises it.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mithril_opt import SGD, LossScaleStuckError, MixedPrecisionTrainer
-        >>> trainer, params = MixedPrecisionTrainer(None, SGD(), loss_scale=1.0), {"w": jnp.ones(1)}
-        >>> state = trainer.init(params)
-        >>> for _ in range(2):
-        ...     params, state, success = trainer.update(params, {"w": jnp.array([jnp.inf])}, state)
-        >>> try:
-        ...     trainer.check(state, params)
-        ... except LossScaleStuckError as error:
-        ...     print(str(error)[:60])
-        the last 2 updates were skipped at a loss scale of 1, which
-    """
 
 
 @pytree
