@@ -82,3 +82,13 @@ def test_switches(call, message):
 def test_an_optax_transformation_where_an_optimizer_is_wanted(wrap):
     with pytest.raises(TypeError, match=r"must be an Optimizer, got GradientTransformation.*from_optax\(...\) makes one"):
         wrap(optax.adam(1e-3))
+
+
+@pytest.mark.parametrize("name", ["beta1", "beta2"])
+def test_the_derivative_at_a_decay_rate_of_zero(name):
+    def moved(beta):
+        optimizer = Adam(learning_rate=0.1, **{name: beta})
+        return optimizer.update(jnp.ones(2), jnp.full(2, 0.5), optimizer.init(jnp.ones(2)))[0].sum()
+
+    assert jnp.isfinite(jax.grad(moved)(0.0))
+    assert float(moved(0.0)) == pytest.approx(1.8)
