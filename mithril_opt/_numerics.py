@@ -20,9 +20,11 @@ def integer_power(base: Any, n: Array) -> Array:
     float64 to the powers d · 16ʲ that the hexadecimal digits d of n call for, and at most eight factors are multiplied.
     """
     if not isinstance(base, float):
-        # 0⁰ is 1, and its derivative is taken as 0.
-        power = jnp.where(n == 0, 1, jnp.power(scalar_f32(base), jnp.maximum(n, 1).astype(jnp.float32)))
-        return jnp.minimum(power, LARGEST)
+        base, exponent = scalar_f32(base), n.astype(jnp.float32)
+        overflows = exponent * jnp.log(base) >= jnp.log(LARGEST)
+        # The derivative is taken as 0 where the power is 0⁰ = 1 and where it overflows.
+        power = jnp.where(overflows, 1, base) ** jnp.maximum(exponent, 1)
+        return jnp.where(overflows, LARGEST, jnp.where(n == 0, 1, power))
     with np.errstate(over="ignore", under="ignore"):
         table = np.power(base, np.arange(16.0) * 16.0 ** np.arange(8.0)[:, None]).astype(np.float32)
     digits = [(n >> 4 * place) & 15 for place in range(8)]

@@ -59,19 +59,21 @@ def check_order(optimizer: Any, grads: PyTree, kind: type = OptState) -> None:
 
 
 def schedules_of(optimizer: Any) -> dict[str, Schedule]:
+    """The schedules among the fields of `optimizer`, by field name."""
     values = {field.name: getattr(optimizer, field.name) for field in dataclasses.fields(optimizer)}
     return {name: value for name, value in values.items() if isinstance(value, Schedule)}
 
 
 def fresh_memories(optimizer: Any) -> dict[str, PyTree]:
+    """What the metric-driven schedules of `optimizer` remember before they have seen anything, by field name."""
     memories = {name: schedule.init() for name, schedule in schedules_of(optimizer).items()}
     return {name: memory for name, memory in memories.items() if memory is not None}
 
 
 def check_memories(optimizer: Any, state: OptState) -> None:
     """Raise a ValueError if `state` remembers nothing for a schedule that follows a metric."""
-    missing = sorted(set(fresh_memories(optimizer)) - set(state.schedules))
-    if missing:
+    unknown = {name: schedule for name, schedule in schedules_of(optimizer).items() if name not in state.schedules}
+    if missing := [name for name, schedule in unknown.items() if schedule.init() is not None]:
         raise ValueError(
             f"{type(optimizer).__name__}: the state remembers nothing for the metric-driven schedules {missing}; "
             "state._replace(schedules=optimizer.init(params).schedules) starts them afresh"

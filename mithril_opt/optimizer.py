@@ -109,7 +109,7 @@ class Optimizer(abc.ABC):
         """
         memories = schedules or {}
         values = {
-            name: schedule.read(memories.get(name, schedule.init()), as_step(step))
+            name: schedule.read(memories[name] if name in memories else schedule.init(), as_step(step))
             for name, schedule in schedules_of(self).items()
         }
         return with_fields(self, **values) if values else self
