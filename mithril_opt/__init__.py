@@ -1,148 +1,17 @@
 """Functional JAX optimizers: pytrees with `init(params)` and `update(params, grads, state)`."""
 
-from importlib.metadata import version
+from importlib.metadata import version as _version
 
-from mithril_opt._norm import global_norm
-from mithril_opt._pytree import pytree, static
-from mithril_opt._state import OptState
-from mithril_opt._tree import select
-from mithril_opt.clipping import clip_gradients
-from mithril_opt.explanation import explain
-from mithril_opt.interop import (
-    from_optax,
-    from_state_dict,
-    state_from_optax,
-    state_from_torch,
-    state_to_optax,
-    state_to_torch,
-    to_optax,
-    to_state_dict,
-)
-from mithril_opt.mixed_precision import LossScale, LossScaleStuckError, MixedPrecisionTrainer, Policy, TrainerState
-from mithril_opt.multi import Frozen, MultiOptimizer
-from mithril_opt.optimizer import LeafOptimizer, Optimizer
-from mithril_opt.optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
-from mithril_opt.plotting import plot_schedule
-from mithril_opt.range_test import RangeTestResult, lr_range_test
-from mithril_opt.schedulers import (
-    ChainedScheduler,
-    ConstantLR,
-    CosineAnnealingLR,
-    CosineAnnealingWarmRestarts,
-    CosineCyclesLR,
-    CosineDecayLR,
-    CosineHardRestartsLR,
-    CyclicLR,
-    ExponentialLR,
-    InverseSqrtLR,
-    LambdaLR,
-    LinearLR,
-    LinearWarmupScheduler,
-    MultiplicativeLR,
-    MultiStepLR,
-    NoamLR,
-    OneCycleLR,
-    OneCycleMomentum,
-    PerEpoch,
-    PlateauState,
-    PolynomialDecayLR,
-    PolynomialLR,
-    ReduceLROnPlateau,
-    Schedule,
-    SchedulerType,
-    SequentialLR,
-    StepLR,
-    WarmupCosLR,
-    WarmupStableDecayLR,
-    get_constant_schedule,
-    get_constant_schedule_with_warmup,
-    get_cosine_schedule_with_warmup,
-    get_cosine_with_hard_restarts_schedule_with_warmup,
-    get_inverse_sqrt_schedule,
-    get_linear_schedule_with_warmup,
-    get_polynomial_decay_schedule_with_warmup,
-    get_reduce_on_plateau_schedule,
-    get_scheduler,
-    get_wsd_schedule,
-)
-from mithril_opt.sharding import state_shardings
-from mithril_opt.wrappers import Accumulate, Clip
+from mithril_opt.clipping import clip_gradients as clip_gradients
+from mithril_opt.core import *
+from mithril_opt.core.names import public as _public
+from mithril_opt.interop import *
+from mithril_opt.mixed_precision import *
+from mithril_opt.optimizers import *
+from mithril_opt.schedulers import *
+from mithril_opt.sharding import state_shardings as state_shardings
+from mithril_opt.tools import *
+from mithril_opt.wrappers import *
 
-__version__ = version("mithril-opt")
-
-__all__ = [
-    "SGD",
-    "Accumulate",
-    "AdaGrad",
-    "Adam",
-    "AdamW",
-    "ChainedScheduler",
-    "Clip",
-    "ConstantLR",
-    "CosineAnnealingLR",
-    "CosineAnnealingWarmRestarts",
-    "CosineCyclesLR",
-    "CosineDecayLR",
-    "CosineHardRestartsLR",
-    "CyclicLR",
-    "ExponentialLR",
-    "Frozen",
-    "InverseSqrtLR",
-    "LambdaLR",
-    "LeafOptimizer",
-    "LinearLR",
-    "LinearWarmupScheduler",
-    "LossScale",
-    "LossScaleStuckError",
-    "MixedPrecisionTrainer",
-    "MultiOptimizer",
-    "MultiStepLR",
-    "MultiplicativeLR",
-    "NoamLR",
-    "OneCycleLR",
-    "OneCycleMomentum",
-    "OptState",
-    "Optimizer",
-    "PerEpoch",
-    "PlateauState",
-    "Policy",
-    "PolynomialDecayLR",
-    "PolynomialLR",
-    "RMSProp",
-    "RangeTestResult",
-    "ReduceLROnPlateau",
-    "Schedule",
-    "SchedulerType",
-    "SequentialLR",
-    "StepLR",
-    "TrainerState",
-    "WarmupCosLR",
-    "WarmupStableDecayLR",
-    "clip_gradients",
-    "explain",
-    "from_optax",
-    "from_state_dict",
-    "get_constant_schedule",
-    "get_constant_schedule_with_warmup",
-    "get_cosine_schedule_with_warmup",
-    "get_cosine_with_hard_restarts_schedule_with_warmup",
-    "get_inverse_sqrt_schedule",
-    "get_linear_schedule_with_warmup",
-    "get_polynomial_decay_schedule_with_warmup",
-    "get_reduce_on_plateau_schedule",
-    "get_scheduler",
-    "get_wsd_schedule",
-    "global_norm",
-    "lr_range_test",
-    "plot_schedule",
-    "pytree",
-    "select",
-    "state_from_optax",
-    "state_from_torch",
-    "state_shardings",
-    "state_to_optax",
-    "state_to_torch",
-    "static",
-    "to_optax",
-    "to_state_dict",
-]
+__version__ = _version("mithril-opt")
+__all__ = _public(globals())  # pyright: ignore[reportUnsupportedDunderAll]

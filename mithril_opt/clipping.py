@@ -1,15 +1,18 @@
 """Clipping gradients, by value or by their global norm."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mithril_opt._norm import global_norm
-from mithril_opt._numerics import scalar_f32
-from mithril_opt._tree import trains, widen
-from mithril_opt._typing import Array, PyTree, Scalar
+from mithril_opt.core.fields import Number
+from mithril_opt.core.norm import Norm, norm_of
+from mithril_opt.core.numerics import scalar_f32
+from mithril_opt.core.tree import trains, widen
+from mithril_opt.core.typing import Array, PyTree, Scalar
+
+BOUND = Number(minimum=0, infinite=True)
 
 
 def clip_gradients(gradients: PyTree, clip_value: Scalar | None = None, clip_norm: Scalar | None = None) -> PyTree:
@@ -41,36 +44,35 @@ def clip_gradients(gradients: PyTree, clip_value: Scalar | None = None, clip_nor
         raise ValueError(
             f"give exactly one of clip_value and clip_norm, got clip_value={clip_value!r}, clip_norm={clip_norm!r}"
         )
-    bound = _checked("clip_value", clip_value) if clip_norm is None else _checked("clip_norm", clip_norm)
+    name, given = ("clip_value", clip_value) if clip_norm is None else ("clip_norm", clip_norm)
+    bound = scalar_f32(BOUND.check(given, name))
+    if bound.shape != ():
+        raise ValueError(f"{name} must be a scalar, got shape {bound.shape}")
     if clip_norm is None:
-        return _map_gradients(lambda grad: _clamp(grad, scalar_f32(bound)), gradients)
-    first, second = clip_factors(global_norm(gradients), scalar_f32(bound))
-    clips = first * second != 1
+        return _map_gradients(lambda grad: _clamp(grad, bound), gradients)
+    factors = clip_factors(norm_of(gradients), bound)
+    clips = factors[0] * factors[1] != 1
     # A product with 1 is not the identity: it flushes subnormal numbers.
-    return _map_gradients(lambda grad: jnp.where(clips, grad * first * second, grad), gradients)
+    return _map_gradients(lambda grad: jnp.where(clips, times(grad, factors), grad), gradients)
 
 
-def _checked(name: str, bound: Any) -> Any:
-    """`bound`, a scalar; if it is a number and not an array that may be traced, at least 0."""
-    if hasattr(bound, "dtype") and not isinstance(bound, np.number):
-        if bound.shape != ():
-            raise ValueError(f"{name} must be a scalar, got shape {bound.shape}")
-        return bound
-    if isinstance(bound, bool) or not isinstance(bound, int | float | np.number):
-        raise TypeError(f"{name} must be a number, got {bound!r} of type {type(bound).__name__}")
-    if not bound >= 0:
-        raise ValueError(f"{name} must be at least 0, got {bound!r}")
-    return bound
-
-
-def clip_factors(norm: Array, clip_norm: Array) -> tuple[Array, Array]:
-    """Two factors that bring a gradient of norm `norm` down to `clip_norm`: 1 and 1 at or below it or if it is not finite.
+def clip_factors(norm: Norm, clip_norm: Array) -> tuple[Array, Array]:
+    """Two factors that bring a gradient of norm `norm` down to `clip_norm`: 1 and 1 at or below it, or if it is not finite.
 
     Two, because 1 / 3e38 is no normal float32 and would be flushed to 0.
     """
-    clips = (norm > clip_norm) & jnp.isfinite(norm)
-    first = jnp.where(clips & (norm > 2.0**64), jnp.float32(2.0**-64), 1)
-    return first, jnp.where(clips, clip_norm / jnp.where(clips, norm * first, 1), 1)
+    clips = (norm.value > clip_norm) & jnp.isfinite(norm.scaled)
+    factor, divisor = norm.divisor()
+    return jnp.where(clips, factor, 1), jnp.where(clips, clip_norm.astype(divisor.dtype) / divisor, 1)
+
+
+def times(grad: Array, factors: Sequence[Array]) -> Array:
+    """`grad` in float32 or wider, multiplied by each factor in turn."""
+    grad = widen(grad)
+    with jax.numpy_dtype_promotion("standard"):
+        for factor in factors:
+            grad = grad * factor.astype(grad.real.dtype)
+    return grad
 
 
 def _map_gradients(fun: Any, gradients: PyTree) -> PyTree:

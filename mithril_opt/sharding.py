@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mithril_opt._slots import parameter_of_each_leaf
-from mithril_opt._tree import leaves_with_paths, trained, trains
-from mithril_opt._typing import PyTree
+from mithril_opt.core.slots import parameter_of_each_leaf
+from mithril_opt.core.tree import leaves_with_paths, trained, trains
+from mithril_opt.core.typing import PyTree
 
 
 def state_shardings(optimizer: Any, params: PyTree, param_shardings: PyTree, zero_axis: str | None = None) -> PyTree:

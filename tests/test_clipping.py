@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from zoo import bits, make_params
 
-from mithril_opt import clip_gradients, global_norm
-from mithril_opt._norm import in_float32, in_float64
+import mithril_opt.core.norm as norms
+from mithril_opt import SGD, Clip, clip_gradients, global_norm
+from mithril_opt.core.norm import in_float32, in_float64
 
 NORMS = [
     ([1e20] * 4, jnp.float32, 2e20),
@@ -34,13 +35,15 @@ NORMS = [
 @pytest.mark.parametrize(("values", "dtype", "expected"), NORMS)
 def test_norm_as_each_kind_of_device_sums_it(on_device, values, dtype, expected):
     leaf = jnp.asarray(values, jnp.float32 if dtype != jnp.complex64 else dtype)
-    norm, finite = on_device([[leaf.real, leaf.imag]] if dtype == jnp.complex64 else [[leaf]])
+    norm, scaled, bad = on_device([[leaf.real, leaf.imag]] if dtype == jnp.complex64 else [[leaf]])
     np.testing.assert_allclose(norm, expected, rtol=1e-6)
-    assert finite.all()
+    np.testing.assert_allclose(scaled, expected / 2**64, rtol=1e-6)
+    assert bad.tolist() == [0]
     for bad in (jnp.inf, jnp.nan, -jnp.inf):
-        norm, finite = on_device([[jnp.ones(3)], [jnp.array([1.0, bad])]])
-        assert finite.tolist() == [True, False]
+        norm, scaled, bad = on_device([[jnp.ones(3)], [jnp.array([1.0, bad])]])
+        assert bad.tolist() == [0, 1]
         assert not np.isfinite(norm)
+        assert not np.isfinite(scaled)
 
 
 @pytest.mark.parametrize(("values", "dtype", "expected"), NORMS)
@@ -166,9 +169,9 @@ def test_sharded_gradients_need_one_collective(axis_type):
     [
         ({}, "exactly one of clip_value and clip_norm"),
         ({"clip_value": 1.0, "clip_norm": 1.0}, "exactly one of clip_value and clip_norm, got clip_value=1.0, clip_norm=1.0"),
-        ({"clip_norm": -1.0}, "clip_norm must be at least 0, got -1.0"),
-        ({"clip_value": -1}, "clip_value must be at least 0, got -1"),
-        ({"clip_norm": float("nan")}, "clip_norm must be at least 0, got nan"),
+        ({"clip_norm": -1.0}, r"clip_norm must be a number in \[0, inf\], got -1.0"),
+        ({"clip_value": -1}, r"clip_value must be a number in \[0, inf\], got -1"),
+        ({"clip_norm": float("nan")}, r"clip_norm must be a number in \[0, inf\], got nan"),
     ],
 )
 def test_bad_input(arguments, message):
@@ -198,13 +201,79 @@ def test_what_is_not_clipped_comes_back_to_the_bit(other):
 @pytest.mark.parametrize(
     ("bound", "error", "message"),
     [
-        (np.float32(-1), ValueError, "clip_norm must be at least 0"),
-        (np.int32(-1), ValueError, "clip_norm must be at least 0"),
-        (True, TypeError, "clip_norm must be a number, got True of type bool"),
-        ("1", TypeError, "clip_norm must be a number, got '1' of type str"),
+        (np.float32(-1), ValueError, r"clip_norm must be a number in \[0, inf\]"),
+        (np.int32(-1), ValueError, r"clip_norm must be a number in \[0, inf\]"),
+        (True, TypeError, r"clip_norm must be a number in \[0, inf\], got True of type bool"),
+        ("1", TypeError, r"clip_norm must be a number in \[0, inf\], got '1' of type str"),
         (np.ones(2), ValueError, r"clip_norm must be a scalar, got shape \(2,\)"),
     ],
 )
 def test_bounds_that_are_none(bound, error, message):
     with pytest.raises(error, match=message):
         clip_gradients({"w": jnp.ones(2)}, clip_norm=bound)
+
+
+# The largest finite gradients.
+
+
+@pytest.mark.parametrize("values", [[3e38] * 4, [3.4e38] * 1000, [1e38, -3e38, 1.0, 1e-30]])
+@pytest.mark.parametrize("on_device", ["here", "elsewhere"])
+def test_clipping_never_switches_off_for_finite_gradients(values, on_device, monkeypatch):
+    if on_device == "elsewhere":
+        monkeypatch.setattr(norms, "in_float64", in_float32)
+        jax.clear_caches()
+    grads = {"w": jnp.asarray(values, jnp.float32), "b": jnp.ones(2)}
+    clipped = clip_gradients(grads, clip_norm=2.0)
+    exact = np.float64(values) * 2 / np.sqrt(np.sum(np.float64(values) ** 2) + 2)
+    np.testing.assert_allclose(clipped["w"], exact, rtol=2e-6, atol=1e-37)
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e38, 1e39, 1e150, 1e300, 1e308])
+def test_float64_gradients_are_clipped_whatever_their_size(scale):
+    with jax.enable_x64(True):
+        values = np.array([0.5, -0.25, 1.0, 0.125]) * scale
+        grads = {"a": jnp.asarray(values), "b": jnp.asarray([1.0], jnp.float32)}
+        clipped = clip_gradients(grads, clip_norm=0.5)
+        norm = np.sqrt(np.sum((values / scale) ** 2) + (1 / scale) ** 2) if scale > 1e-3 else 1 / scale
+        np.testing.assert_allclose(clipped["a"], values / scale * (0.5 / norm), rtol=1e-12 if scale >= 1 else 1e-6)
+        assert clipped["a"].dtype == jnp.float64
+
+
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e19, 1e30, 8e37, 2e38, 3e38])
+def test_the_derivative_of_the_norm_up_to_the_largest_float32(size):
+    tree = {"a": jnp.array([0.6, 0.0], jnp.float32) * size, "b": jnp.float32(0.8 * size)}
+    slope = jax.grad(global_norm)(tree)
+    np.testing.assert_allclose(slope["a"], [0.6, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(slope["b"], 0.8, rtol=1e-5)
+
+
+def test_the_derivative_of_the_norm_of_a_complex_leaf_is_the_conjugate():
+    z = jnp.array([3.0 + 4.0j, -1.0j])
+    expected = jax.grad(lambda z: jnp.sqrt(jnp.sum(jnp.real(z) ** 2 + jnp.imag(z) ** 2)))(z)
+    np.testing.assert_allclose(jax.grad(global_norm)(z), expected, rtol=1e-6)
+
+
+def test_derivatives_of_complex_and_16_bit_leaves_together():
+    tree = {"z": jnp.array([3.0 + 4.0j]), "h": jnp.ones(2, jnp.bfloat16), "f": jnp.ones(2)}
+    for loss in (global_norm, lambda tree: jnp.real(clip_gradients(tree, clip_norm=1.0)["z"]).sum()):
+        slope = jax.grad(loss)(tree)
+        assert {name: leaf.dtype for name, leaf in slope.items()} == {name: leaf.dtype for name, leaf in tree.items()}
+        assert all(np.isfinite(np.asarray(leaf, np.complex64)).all() for leaf in slope.values())
+
+
+@pytest.mark.parametrize("loss", [lambda g: global_norm(g), lambda g: clip_gradients(g, clip_norm=0.1)["w"].sum()])
+def test_derivatives_inside_shard_map(loss):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    grads = {"w": jnp.arange(1.0, 17.0), "b": jnp.ones(8)}
+    mapped = jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"))
+    expected = [jax.grad(loss)({"w": grads["w"][2 * i : 2 * i + 2], "b": grads["b"][i : i + 1]}) for i in range(8)]
+    np.testing.assert_allclose(mapped(grads)["w"], np.concatenate([part["w"] for part in expected]), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("bound", [np.array(-1.0), np.float32(-1), np.array(-1)])
+@pytest.mark.parametrize("name", ["clip_norm", "clip_value"])
+def test_a_negative_bound_of_numpy(name, bound):
+    for call in (lambda: clip_gradients(jnp.ones(2), **{name: bound}), lambda: Clip(SGD(), **{name: bound})):
+        with pytest.raises(ValueError, match=f"{name} must be a number in"):
+            call()

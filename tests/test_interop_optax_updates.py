@@ -10,7 +10,7 @@ import pytest
 from interop import assert_close, promotion  # noqa: F401
 from zoo import bits, make_params, specs
 
-from mithril_opt import SGD, Accumulate, Adam, AdamW, Frozen, MultiOptimizer, Optimizer, OptState, pytree, to_optax
+from mithril_opt import SGD, Accumulate, Adam, AdamW, Frozen, MultiOptimizer, to_optax
 
 pytestmark = pytest.mark.usefixtures("promotion")
 
@@ -82,19 +82,6 @@ def test_a_frozen_group_gets_zeros():
 def test_a_transformation_is_no_optimizer():
     with pytest.raises(TypeError, match=r"takes an Optimizer, got GradientTransformationExtraArgs; .* there is from_optax"):
         to_optax(optax.adam(0.1))
-
-
-def test_an_optimizer_without_compute_updates():
-    @pytree
-    class Whole(Optimizer):
-        def init(self, params):
-            return OptState(jnp.int32(0), None, {})
-
-        def update(self, params, grads, state):
-            return params, state
-
-    with pytest.raises(TypeError, match="Whole must define compute_updates"):
-        to_optax(Whole())
 
 
 class Other(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from interop import assert_close, promotion  # noqa: F401
-from zoo import Bare, bits, make_params
+from zoo import bits, make_params
 
 from mithril_opt import (
     SGD,
@@ -16,7 +16,6 @@ from mithril_opt import (
     Adam,
     AdamW,
     CosineAnnealingLR,
-    Frozen,
     LeafOptimizer,
     MultiOptimizer,
     RMSProp,
@@ -92,7 +91,7 @@ def test_trains_as_optax_does(pair):
 def test_updates_are_those_that_update_applies(pair):
     optimizer, params, grads = PAIRS[pair][0], make_params(), make_params(seed=1)
     updates, state = to_optax(optimizer).update(grads, optimizer.init(params), params)
-    expected, expected_state = optimizer.compute_updates(params, grads, optimizer.init(params))
+    expected, expected_state = jax.jit(optimizer.compute_updates)(params, grads, optimizer.init(params))
     assert bits((updates, state)) == bits((expected, expected_state))
 
 
@@ -122,44 +121,13 @@ class SignSGD(LeafOptimizer):
         return jnp.sign(grad), slots
 
 
-BLIND = {
-    "SGD": SGD(momentum=0.9),
-    "Adam": Adam(),
-    "RMSProp": RMSProp(),
-    "AdaGrad": AdaGrad(),
-    "AdamW": AdamW(weight_decay=0.0),
-    "custom": SignSGD(),
-    "Frozen": Frozen(),
-    "Accumulate": Accumulate(Adam(), every=2),
-    "MultiOptimizer": groups(Adam()),
-    "FromOptax": from_optax(optax.adam(0.1)),
-}
-READING = {
-    "AdamW": AdamW(),
-    "SGD": SGD(weight_decay=0.1),
-    "custom": Bare(),
-    "Accumulate": Accumulate(AdamW(), every=2),
-    "MultiOptimizer": groups(AdamW()),
-    "FromOptax": from_optax(optax.adamw(0.1)),
-    "FromOptax-lamb": from_optax(optax.lamb(0.1)),
-}
-
-
-@pytest.mark.parametrize("name", BLIND)
-def test_the_parameters_may_be_left_out_where_the_rule_does_not_read_them(name):
-    optimizer = BLIND[name]
-    transformation, params, grads = to_optax(optimizer), make_params(), make_params(seed=1)
-    state = transformation.init(params)
-    assert bits(transformation.update(grads, state)) == bits(transformation.update(grads, state, params))
-    jitted = jax.jit(lambda optimizer, grads, state: to_optax(optimizer).update(grads, state))
-    assert_close(jitted(optimizer, grads, state), transformation.update(grads, state, params))
-
-
-@pytest.mark.parametrize("name", READING)
-def test_a_rule_that_reads_the_parameters_asks_for_them(name):
-    optimizer, params = READING[name], make_params()
+@pytest.mark.parametrize(
+    "optimizer", [SGD(), AdamW(), Accumulate(Adam(), every=2), groups(Adam()), from_optax(optax.adam(0.1))]
+)
+def test_the_parameters_must_be_given(optimizer):
+    params = make_params()
     with pytest.raises(
-        ValueError, match=rf"{type(optimizer).__name__} reads the parameters: call update\(updates, state, params"
+        ValueError, match=rf"to_optax\({type(optimizer).__name__}\) needs the parameters: call update\(updates, "
     ):
         to_optax(optimizer).update(params, optimizer.init(params))
 
@@ -213,9 +181,9 @@ def test_state_is_found_by_optax_s_tree_functions():
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(emptied[1].slots.nu))
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "MultiOptimizer", "Accumulate"])
-def test_tree_map_params_finds_the_slots_and_nothing_else(name):
-    params, transformation = make_params(), to_optax(BLIND[name])
+@pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), Adam(), Accumulate(Adam(), every=2), groups(Adam())])
+def test_tree_map_params_finds_the_slots_and_nothing_else(optimizer):
+    params, transformation = make_params(), to_optax(optimizer)
     names = jax.tree.map(lambda leaf: f"a {jnp.ndim(leaf)}", params)
     state = transformation.init(params)
     marked = optax.tree_map_params(

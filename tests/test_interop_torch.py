@@ -147,9 +147,7 @@ def moved(rule, optimizer=None, saved=None, names=NAMES, transpose=AXES, step=No
 
 
 def test_an_optimizer_that_torch_does_not_have():
-    with pytest.raises(
-        ValueError, match=r"Frozen has no counterpart in PyTorch .* these have: SGD, Adam, AdamW, RMSProp, AdaGrad"
-    ):
+    with pytest.raises(ValueError, match="Frozen has no counterpart in PyTorch with the same state"):
         moved("adam", Frozen())
 
 

@@ -271,4 +271,4 @@ def test_the_defaults():
     rule = LossScale()
     numbers = (rule.initial, rule.growth_factor, rule.backoff_factor, rule.growth_interval, rule.minimum, rule.maximum)
     assert (*numbers, rule.hysteresis, rule.dynamic) == (2.0**15, 2.0, 0.5, 2000, 1.0, 2.0**24, 1, True)
-    assert trainer_of()._scaling() == rule
+    assert trainer_of().scaling == rule

@@ -38,10 +38,11 @@ class Normalized(Optimizer):
     def init(self, params):
         return NormalizedState(jnp.zeros((), jnp.int32), [jnp.zeros(())])
 
-    def update(self, params, grads, state):
+    state_type = NormalizedState
+
+    def compute_updates(self, params, grads, state):
         norm = global_norm(grads)
-        new_params = jax.tree.map(lambda p, g: p - self.learning_rate * g / norm, params, grads)
-        return new_params, NormalizedState(state.calls + 1, [norm])
+        return jax.tree.map(lambda grad: -self.learning_rate * grad / norm, grads), NormalizedState(state.calls + 1, [norm])
 
 
 BATCHES = jax.tree.map(lambda *leaves: np.stack(leaves), *[batch(seed) for seed in range(120)])
@@ -119,7 +120,9 @@ TRAINABLE = {
     "frozen": MultiOptimizer({"a": Adam(learning_rate=0.03), "b": Frozen()}, groups={"a": "w2", "b": ...}),
     "accumulate": Accumulate(Adam(learning_rate=0.05), every=2),
     "accumulate-multi": Accumulate(MultiOptimizer({"a": Adam(learning_rate=0.05), "b": Frozen()}, {"a": "w*", "b": ...}), 2),
-    "multi-accumulate": MultiOptimizer({"a": Accumulate(Adam(learning_rate=0.05), 2), "b": Adam()}, {"a": "w*", "b": ...}),
+    "multi-accumulate": MultiOptimizer(
+        {"a": Accumulate(Adam(learning_rate=0.05), 2), "b": Accumulate(Adam(), 2)}, {"a": "w*", "b": ...}
+    ),
     "custom": Normalized(),
 }
 

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mithril_opt import SGD, AdaGrad, Adam, AdamW, Frozen, MultiOptimizer, RMSProp, StepLR
-from mithril_opt._decay_rate import DecayRate, one_minus_power
+from mithril_opt import SGD, AdaGrad, Adam, AdamW, DecayRate, Frozen, MultiOptimizer, RMSProp, StepLR
 
 STEPS = 60
 
@@ -228,7 +227,8 @@ def test_float32_follows_the_paper(name):
 
 # The bias correction and the decay rates near 1, where 1 − β in float32 would have lost its digits.
 
-BETAS = [0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999]
+BETAS = [0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999, 1 - 1e-6, 1 - 1e-8]
+RATES = [DecayRate(beta) for beta in BETAS]
 UPDATES = [1, 2, 3, 6, 10, 31, 140, 342, 1000, 1635, 3157, 11565, 10**5, 2**31 - 1]
 
 
@@ -238,13 +238,13 @@ def exact_one_minus_power(betas):
 
 
 def corrections(rates, t):
-    return [one_minus_power(rate, t) for rate in rates]
+    return [rate.one_minus_power(t) for rate in rates]
 
 
 ROUTES = {
-    "eager": functools.partial(corrections, BETAS),
-    "closed-over": jax.jit(functools.partial(corrections, BETAS)),
-    "argument": functools.partial(jax.jit(corrections), [DecayRate(beta, 1 - beta) for beta in BETAS]),
+    "eager": functools.partial(corrections, RATES),
+    "closed-over": jax.jit(functools.partial(corrections, RATES)),
+    "argument": functools.partial(jax.jit(corrections), RATES),
 }
 
 
@@ -257,7 +257,7 @@ def test_one_minus_power(route):
 def test_one_minus_power_of_a_traced_float32_rate():
     """The rate that counts is the float32 one: nothing brings back what rounding it took."""
     rates = np.float32(BETAS)
-    actual = jax.jit(corrections)(list(rates), jnp.asarray(UPDATES, jnp.float32))
+    actual = jax.jit(corrections)([DecayRate(rate) for rate in rates], jnp.asarray(UPDATES, jnp.float32))
     np.testing.assert_allclose(actual, exact_one_minus_power(rates), rtol=3e-7)
 
 

@@ -159,7 +159,7 @@ BAD = [
     (dict(batches=[]), "there are no batches"),
     (dict(batches=iter(ONES * 4)), "ended before the test did and cannot be gone through again"),
     (dict(params=jnp.float32(math.nan)), "the loss is not finite before the first update"),
-    (dict(optimizer=MultiOptimizer({"a": SGD()}, {"a": ...})), "needs an optimizer with a learning_rate, got MultiOptimizer"),
+    (dict(optimizer=MultiOptimizer({"a": SGD()}, {"a": ...})), "a MultiOptimizer has a learning rate for each group"),
 ]
 
 

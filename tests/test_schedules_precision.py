@@ -1,6 +1,7 @@
 """The schedules to the last step of a long run, at integers that float32 cannot tell apart, and where they have settled."""
 
 import math
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -8,15 +9,18 @@ import pytest
 from formulas import restarts, wave
 
 from mithril_opt import (
+    ChainedScheduler,
     ConstantLR,
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
     CosineCyclesLR,
     CosineDecayLR,
     CosineHardRestartsLR,
+    CyclicLR,
     ExponentialLR,
     LinearLR,
     LinearWarmupScheduler,
+    MultiplicativeLR,
     MultiStepLR,
     OneCycleLR,
     PerEpoch,
@@ -28,7 +32,7 @@ from mithril_opt import (
     WarmupStableDecayLR,
     get_cosine_with_hard_restarts_schedule_with_warmup,
 )
-from mithril_opt._numerics import multiple_divmod
+from mithril_opt.schedulers.numerics import multiple_divmod
 
 
 @pytest.mark.parametrize(("gamma", "step"), [(0.99995, 100_000), (0.999999, 5_000_000), (0.5, 120), (0.9, 2000)])
@@ -141,3 +145,47 @@ def test_exact_where_it_has_settled(schedule, settled, value):
     values = np.asarray(schedule(steps))
     np.testing.assert_allclose(values, value, rtol=1.2e-7)
     assert len(np.unique(values)) == 1
+
+
+@pytest.mark.parametrize("cycles", [0.5, 0.7, 0.75, 1 / 3, 7.123456, 1e-3, 123.456])
+@pytest.mark.parametrize("period", [1, 10, 123_457, 2**30])
+def test_any_number_of_waves_up_to_the_last_step(cycles, period):
+    steps = np.unique(np.r_[np.geomspace(1, 2**31 - 1, 60).astype(np.int64), 2**31 - 1, 10_000_001])
+    exact = [0.5 * (1 + math.cos(2 * math.pi * float(Fraction(cycles) * int(n) / period % 1))) for n in steps]
+    waves = jax.jit(lambda schedule: schedule(steps))(CosineCyclesLR(1.0, period, cycles))
+    np.testing.assert_allclose(waves, exact, atol=3e-6 + 2e-15 * cycles * 2**31 / period * 30)
+
+
+@pytest.mark.parametrize("mode", ["triangular", "triangular2", "exp_range"])
+@pytest.mark.parametrize(("base", "peak"), [(0.97, 1e-7), (1e-7, 0.97), (1e-12, 1e3), (0.0, 1.0), (1.0, 0.0)])
+def test_a_cycle_between_rates_many_decades_apart(mode, base, peak):
+    gamma, up, down, steps = 0.9999, 5, 8, np.arange(80)
+    cycle, place = np.divmod(steps, up + down)
+    factor = {"triangular": 1.0, "triangular2": 0.5**cycle, "exp_range": gamma**steps}[mode]
+    height = np.where(place < up, place / up, (up + down - place) / down)
+    exact = [float(Fraction(base) + (Fraction(peak) - Fraction(base)) * Fraction(a)) for a in factor * height]
+    values = CyclicLR(base, peak, step_size_up=up, step_size_down=down, mode=mode, gamma=gamma)(steps)
+    np.testing.assert_allclose(values, exact, rtol=3e-6, atol=0)
+
+
+GROWING = {
+    "step": lambda rate, gamma: StepLR(rate, 19, gamma),
+    "exponential": lambda rate, gamma: ExponentialLR(rate, gamma),
+    "multi-step": lambda rate, gamma: MultiStepLR(rate, [1] * 30, gamma**400),
+    "cyclic": lambda rate, gamma: CyclicLR(0.0, rate, step_size_up=4, mode="exp_range", gamma=gamma),
+    "chained": lambda rate, gamma: ChainedScheduler([ExponentialLR(rate, gamma), ExponentialLR(1.0, gamma)]),
+    "multiplicative": lambda rate, gamma: MultiplicativeLR(rate, lambda step: 1.01),
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+@pytest.mark.parametrize("rate", [1e-3, 3.0, 1e30])
+def test_growth_saturates_with_finite_derivatives_whatever_the_base_rate(name, rate):
+    make = GROWING[name]
+    steps = np.unique(np.geomspace(1, 2**31 - 1, 40).astype(np.int64))
+    values = make(rate, 1.01)(steps)
+    assert np.isfinite(values).all()
+    assert np.max(np.abs(values)) > 1e37
+    for step in (0, 3, 8000, 8700, 8900, 9000, 165_000, 169_000, 2**31 - 1):
+        slopes = jax.grad(lambda rate, gamma, k=step: make(rate, gamma)(k), argnums=(0, 1))(rate, 1.01)
+        assert np.isfinite(slopes).all()

@@ -16,7 +16,9 @@ SLOTS = ["adam", "sgd-momentum", "rmsprop", "adagrad", "custom", "custom-bare"]
 def test_slots_of_another_shape(name, kept, given):
     optimizer, params = OPTIMIZERS[name](), {"w": jnp.ones(given)}
     state = optimizer.init({"w": jnp.ones(kept)})
-    with pytest.raises(ValueError, match=r"the state does not belong to these parameters: at 'w' the parameter is float32\["):
+    with pytest.raises(
+        ValueError, match=r"at 'w': the state does not belong to this optimizer and these parameters: the slots of float32\["
+    ):
         optimizer.update(params, params, state)
 
 
@@ -32,7 +34,9 @@ def test_a_state_of_other_groups(state_of, call):
     multi, params = groups(Adam(), SGD()), {"embed": jnp.ones(2), "w": jnp.ones(2)}
     state = state_of.init(params)
     arguments = {"update": (params, params, state), "observe": (state, 1.0), "get_learning_rate": (state,)}[call]
-    with pytest.raises(ValueError, match=r"the state does not belong to this MultiOptimizer: it has .*group 'embedding'"):
+    with pytest.raises(
+        ValueError, match=r"the state does not belong to this MultiOptimizer: it has .*group '(embedding|body)'"
+    ):
         getattr(multi, call)(*arguments)
 
 
@@ -80,7 +84,7 @@ def test_switches(call, message):
     ],
 )
 def test_an_optax_transformation_where_an_optimizer_is_wanted(wrap):
-    with pytest.raises(TypeError, match=r"must be an Optimizer, got GradientTransformation.*from_optax\(...\) makes one"):
+    with pytest.raises(TypeError, match=r"must be an Optimizer, got GradientTransformation.*from_optax\(...\) turns"):
         wrap(optax.adam(1e-3))
 
 

@@ -1,5 +1,7 @@
 """Which sharding each leaf of a state gets."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,6 +139,11 @@ def test_states_of_optax():
     assert optax.tree.get(state.slots[1].hyperparams, "learning_rate").spec == P()
 
 
+class FactoredSlots(NamedTuple):
+    row: jax.Array
+    wide: jax.Array
+
+
 @pytree
 class Factored(LeafOptimizer):
     """A rule whose slots are not shaped like the parameter."""
@@ -144,7 +151,7 @@ class Factored(LeafOptimizer):
     learning_rate: float = 0.1
 
     def init_leaf(self, param):
-        return (jnp.zeros(param.shape[:1]), jnp.zeros((*param.shape, 2)))
+        return FactoredSlots(jnp.zeros(param.shape[:1]), jnp.zeros((*param.shape, 2)))
 
     def update_leaf(self, param, grad, slots, t):
         return grad, slots

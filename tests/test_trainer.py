@@ -296,7 +296,7 @@ def test_it_is_a_value():
     trainer = trainer_of(Adam(learning_rate=0.1), mlp, policy="bfloat16", clip_norm=1.0)
     copy = pickle.loads(pickle.dumps(trainer))
     assert (copy, hash(copy)) == (trainer, hash(trainer))
-    assert all(str(number) in repr(trainer) for number in jax.tree.leaves(trainer))
+    assert all(str(number) in repr(trainer) for number in (0.1, 0.9, 0.999, 1e-8, 32768.0, 2000, 1.0))
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), PARAMS)
     assert specs(trainer.init(abstract)) == specs(trainer.init(PARAMS))
     assert specs(jax.jit(trainer.init)(PARAMS)) == specs(trainer.init(PARAMS))

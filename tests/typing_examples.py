@@ -1,5 +1,7 @@
 """What a user's type checker must accept; checked with the package by pyright."""
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 
@@ -38,3 +40,9 @@ trainer_state = trainer.init(params)
 loss, grads = trainer.value_and_grad(lambda params: jnp.sum(params["w"]))(params, trainer_state)
 params, trainer_state, success = trainer.update(params, grads, trainer_state, loss=loss)
 rate: jax.Array = Adam().get_learning_rate(Adam().init(params))
+
+if TYPE_CHECKING:  # what a type checker must refuse: an ignore that is not needed is an error
+    Adam("fast")  # pyright: ignore[reportArgumentType]
+    Adam(beta1="slow")  # pyright: ignore[reportArgumentType]
+    AdamW(weight_decay=[0.1])  # pyright: ignore[reportArgumentType]
+    StepLR(0.1, step_size=10, gamma="half")  # pyright: ignore[reportArgumentType]

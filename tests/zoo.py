@@ -8,6 +8,7 @@ import numpy as np
 
 from mithril_opt import (
     SGD,
+    Accumulate,
     AdaGrad,
     Adam,
     AdamW,
@@ -32,6 +33,7 @@ from mithril_opt import (
     MultiStepLR,
     NoamLR,
     OneCycleLR,
+    OptState,
     PerEpoch,
     PolynomialDecayLR,
     PolynomialLR,
@@ -61,7 +63,7 @@ class Momentum(LeafOptimizer):
 
     def update_leaf(self, param, grad, slots, t):
         velocity = (1 - self.friction) * slots.velocity + grad
-        return velocity, MomentumSlots(velocity)
+        return self.learning_rate * velocity, MomentumSlots(velocity)
 
 
 @pytree
@@ -74,7 +76,7 @@ class Bare(LeafOptimizer):
         return param if isinstance(param, jax.Array) else jnp.zeros_like(param)
 
     def update_leaf(self, param, grad, slots, t):
-        return grad + 0.1 * (param - slots), slots
+        return self.learning_rate * (grad + 0.1 * (param - slots)), slots
 
 
 def halving(step):
@@ -124,6 +126,9 @@ OPTIMIZERS = {
     "custom": lambda: Momentum(learning_rate=0.02),
     "custom-bare": lambda: Bare(learning_rate=0.1),
     "clip": lambda: Clip(AdamW(learning_rate=WARMUP), clip_norm=1.0),
+    "clip-value": lambda: Clip(SGD(learning_rate=0.1, momentum=0.9), clip_value=0.5),
+    "accumulate": lambda: Accumulate(AdamW(learning_rate=WARMUP), every=1),
+    "clip-accumulate": lambda: Clip(Accumulate(Clip(Adam(learning_rate=PLATEAU), clip_norm=2.0), every=1), clip_norm=1.0),
     "multi": lambda: groups(Adam(learning_rate=0.1), AdamW(learning_rate=WARMUP)),
     "multi-frozen": lambda: groups(Frozen(), SGD(learning_rate=0.1, momentum=0.9)),
     "multi-nested": lambda: MultiOptimizer(
@@ -197,3 +202,17 @@ def specs(tree):
     """Shapes, dtypes and weak types of a tree, with its structure."""
     leaf_spec = lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf), jax.typeof(leaf).weak_type)  # noqa: E731
     return jax.tree.structure(tree), [leaf_spec(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def core(state):
+    """The `OptState` inside the states of wrappers."""
+    return state if isinstance(state, OptState) else core(state.optimizer)
+
+
+def with_core(state, **fields):
+    """`state` with some fields of its `OptState` replaced."""
+    return (
+        state._replace(**fields)
+        if isinstance(state, OptState)
+        else state._replace(optimizer=with_core(state.optimizer, **fields))
+    )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt._typing import Array
+from mithril_opt.core.typing import Array
 
 VOCABULARY = 4096
 WIDTH = 128

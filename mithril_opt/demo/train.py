@@ -19,7 +19,7 @@ from mithril_opt import (
     MultiOptimizer,
     global_norm,
 )
-from mithril_opt._typing import Array
+from mithril_opt.core.typing import Array
 from mithril_opt.demo import data, model
 
 BATCH = 16

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt._numerics import compute_dtype, saturating_increment, scalar_f32
-from mithril_opt._pytree import pytree, static
-from mithril_opt._state import OptState, check_state
-from mithril_opt._tree import agree, leaves_with_paths, merge, trained, trains, widen
-from mithril_opt._typing import Array, PyTree
-from mithril_opt.multi import Frozen, MultiOptimizer, takes_extra_args
-from mithril_opt.optimizer import LeafOptimizer, Optimizer
-from mithril_opt.wrappers.accumulate import Accumulate, AccumulateState
+from mithril_opt.core.fields import static
+from mithril_opt.core.numerics import compute_dtype, saturating_increment, scalar_f32
+from mithril_opt.core.optimizer import Optimizer, plain
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.state import OptState
+from mithril_opt.core.tree import agree, leaves_with_paths, overlay, trained, trains, widen
+from mithril_opt.core.typing import Array, PyTree
 
 
 @pytree
@@ -28,20 +27,22 @@ class FromOptax(Optimizer):
         slots = apart(self.transformation.init(wide), (params, wide))
         return OptState(step=jnp.zeros((), jnp.int32), slots=slots, schedules={})
 
-    def update(self, params: PyTree, grads: PyTree, state: OptState, **extra_args: Any) -> tuple[PyTree, OptState]:
-        updates, state = self.compute_updates(params, grads, state, **extra_args)
-        return merge(params, apply_updates(trained(params), updates)), state
+    @property
+    def takes_extra_args(self) -> bool:
+        return True
+
+    def ready(self, state: Any) -> Array:
+        return jnp.bool(True)
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: OptState, **extra_args: Any) -> tuple[PyTree, OptState]:
         """The transformation's updates in float32 or wider and the new state, without applying them."""
-        check_state(self, grads, state)
-        grads, params = agree(params, grads), trained(params)
         _check_given(params, grads)
         wide = jax.tree.map(_wide, params)
         self._check_slots(wide, state.slots)
         # jax.grad returns the conjugate of the direction that optax expects.
         directions = jax.tree.map(lambda grad, param: jnp.conj(widen(grad).astype(param.dtype)), grads, wide)
-        updates, slots = self.transformation.update(directions, state.slots, wide, **extra_args)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
+            updates, slots = self.transformation.update(directions, state.slots, wide, **extra_args)
         updates = jax.tree.map(lambda update: update.astype(compute_dtype(update.dtype)), updates)
         return updates, OptState(saturating_increment(state.step), _in_dtypes_of(state.slots, slots), {})
 
@@ -109,56 +110,54 @@ def from_optax(transformation: Any) -> Optimizer:
 def to_optax(optimizer: Optimizer) -> Any:
     """An `Optimizer` as an `optax.GradientTransformationExtraArgs`.
 
-    The updates are −η d, computed in float32 or wider and handed over in the dtype of the gradients; they are never recovered
+    The updates are computed in float32 or wider and handed over in the dtype of the gradients; they are never recovered
     as new minus old parameters. As everywhere in optax, the caller conjugates complex gradients. Extra arguments reach the
     optimizers that take them, those made by `from_optax`.
 
     Args:
-        optimizer: any optimizer with `compute_updates`, which all of this library have.
+        optimizer: any optimizer.
 
     Returns:
-        A transformation `init(params)`, `update(updates, state, params=None, **extra_args)`. The parameters may be left out
-        where the rule does not read them. Leaves that do not train get zero updates.
+        A transformation `init(params)`, `update(updates, state, params, **extra_args)`, which needs the parameters. Leaves that
+        do not train get zero updates.
 
     Raises:
-        TypeError: `optimizer` has no `compute_updates`.
+        TypeError: `optimizer` is none.
 
     Example:
         >>> import jax.numpy as jnp
         >>> import optax
         >>> from mithril_opt import SGD, to_optax
         >>> transformation = optax.chain(optax.clip(1.0), to_optax(SGD(learning_rate=0.5)))
-        >>> updates, state = transformation.update(jnp.array([3.0]), transformation.init(jnp.array([1.0])))
+        >>> params = jnp.array([1.0])
+        >>> updates, state = transformation.update(jnp.array([3.0]), transformation.init(params), params)
         >>> updates
         Array([-0.5], dtype=float32)
     """
     import optax
 
-    name, compute_updates = type(optimizer).__name__, getattr(optimizer, "compute_updates", None)
+    name = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"to_optax takes an Optimizer, got {name}; for an optax transformation there is from_optax")
-    if compute_updates is None:
-        raise TypeError(f"{name} must define compute_updates(params, grads, state) -> (updates, state)")
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any) -> tuple[PyTree, Any]:
+        if params is None:
+            raise ValueError(f"to_optax({name}) needs the parameters: call update(updates, state, params)")
         _check_own_state(optimizer, state)
-        if params is None and _reads_params(optimizer, trained(updates), state):
-            raise ValueError(f"{name} reads the parameters: call update(updates, state, params)")
-        gradients = merge(updates, jax.tree.map(jnp.conj, trained(updates)))
-        given = extra_args if takes_extra_args(optimizer) else {}
-        new_updates, state = compute_updates(updates if params is None else params, gradients, state, **given)
-        return _like(updates, new_updates, params), state
+        gradients = overlay(updates, jax.tree.map(jnp.conj, trained(updates)), updates)
+        given = extra_args if optimizer.takes_extra_args else {}
+        compute = _compute if given else _compiled
+        new_updates, state = compute(optimizer, trained(params), agree(params, gradients), state, given)
+        return _like(updates, plain(new_updates), params), state
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
-def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
-    """`params + updates`, added in float32 or wider, in the dtypes of `params`; unchanged where the update is None."""
-    leaves, structure = jax.tree.flatten(params)
-    pairs = zip(leaves, structure.flatten_up_to(updates), strict=True)
-    return structure.unflatten(
-        [param if update is None else (widen(param) + update).astype(jnp.result_type(param)) for param, update in pairs]
-    )
+def _compute(optimizer: Any, params: PyTree, grads: PyTree, state: Any, extra_args: Any) -> tuple[PyTree, Any]:
+    return optimizer.compute_updates(params, grads, state, **extra_args)
+
+
+_compiled = jax.jit(_compute)  # so that a call outside jit compiles itself once
 
 
 def _wide(leaf: Any) -> Any:
@@ -237,20 +236,18 @@ def _zero_params(transformation: Any, slots: PyTree) -> PyTree:
 
 
 def _check_own_state(optimizer: Optimizer, state: Any) -> None:
-    kind = AccumulateState if isinstance(optimizer, Accumulate) else OptState
-    known = isinstance(optimizer, LeafOptimizer | MultiOptimizer | Frozen | FromOptax | Accumulate)
-    if known and not isinstance(state, kind):
+    if not isinstance(state, optimizer.state_type):
         raise ValueError(
-            f"to_optax({type(optimizer).__name__}).update takes (updates, state, params) with the {kind.__name__} that init "
-            f"returned as the state, got {type(state).__name__}; state_from_optax turns a state of optax into one"
+            f"to_optax({type(optimizer).__name__}).update takes (updates, state, params) with the "
+            f"{optimizer.state_type.__name__} that init returned as the state, got {type(state).__name__}; state_from_optax "
+            "turns a state of optax into one"
         )
 
 
 def _like(updates: PyTree, new: PyTree, params: PyTree) -> PyTree:
     """`new` in the dtypes of `updates`, with zeros where there is nothing to do."""
     leaves, structure = jax.tree.flatten(updates)
-    own = leaves if params is None else structure.flatten_up_to(params)
-    columns = zip(leaves, structure.flatten_up_to(new), own, strict=True)
+    columns = zip(leaves, structure.flatten_up_to(new), structure.flatten_up_to(params), strict=True)
     return structure.unflatten([_like_leaf(*column) for column in columns])
 
 
@@ -261,30 +258,3 @@ def _like_leaf(update: Any, new: Any, param: Any) -> Any:
     dtype = jnp.result_type(param) if isinstance(param, int | np.ndarray | jax.Array) else None
     countable = dtype is not None and (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_))
     return jnp.zeros(np.shape(param), dtype) if countable else update
-
-
-def _reads_params(optimizer: Optimizer, updates: PyTree, state: Any) -> bool:
-    """Whether `compute_updates` looks at the parameters."""
-    leaves, structure = jax.tree.flatten((optimizer, updates, state))
-    # Python numbers stay as they are: a rule may branch on them.
-    return _reads(structure, tuple(leaf if isinstance(leaf, int | float | complex) else _abstract(leaf) for leaf in leaves))
-
-
-@functools.lru_cache(maxsize=128)
-def _reads(structure: Any, leaves: tuple[Any, ...]) -> bool:
-    """The exporter drops the arguments that are not used, and says which it has kept."""
-    from jax import export
-
-    def compute(params: PyTree, arrays: list[Array]) -> Any:
-        given = iter(arrays)
-        full = [next(given) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf for leaf in leaves]
-        optimizer, updates, state = structure.unflatten(full)
-        return optimizer.compute_updates(params, updates, state)
-
-    params = jax.tree.map(_abstract, structure.unflatten(leaves)[1])
-    exported = export.export(jax.jit(compute))(params, [leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)])
-    return any(i < len(jax.tree.leaves(params)) for i in exported.module_kept_var_idx)
-
-
-def _abstract(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))

@@ -6,21 +6,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mithril_opt._state import OptState, check_state
-from mithril_opt._tree import agree, merge
-from mithril_opt._typing import PyTree
+from mithril_opt.core.optimizer import Optimizer
+from mithril_opt.core.state import Counterpart, OptState, check_state
+from mithril_opt.core.tree import agree, overlay
+from mithril_opt.core.typing import PyTree
 from mithril_opt.interop.optax import apart
-from mithril_opt.optimizer import Optimizer
-from mithril_opt.optimizers import SGD, AdaGrad, Adam, AdamW, RMSProp
 
-RULES = (SGD, Adam, AdamW, RMSProp, AdaGrad)
 SLOT_NAMES = {"trace", "mu", "nu", "nu_max", "sum_of_squares"}
 
 
 def state_from_optax(optimizer: Optimizer, params: PyTree, optax_state: PyTree, step: int | None = None) -> OptState:
     """The state of `optimizer` with the moments and the count of an optax state of the same rule.
 
-    The moments are widened to float32 where optax kept them narrower; where the dtypes agree the two states share buffers.
+    The moments are widened to float32 where optax kept them narrower. The two states share no memory.
 
     Args:
         optimizer: `SGD`, `Adam` or `AdamW` without AMSGrad, `RMSProp` without momentum, or `AdaGrad`. With AMSGrad optax keeps
@@ -41,7 +39,7 @@ def state_from_optax(optimizer: Optimizer, params: PyTree, optax_state: PyTree, 
         >>> state_from_optax(Adam(), params, optax.adam(1e-3).init(params)).slots.mu
         {'w': Array([0., 0.], dtype=float32)}
     """
-    _check_same_rule(optimizer)
+    _counterpart(optimizer)
     state = optimizer.init(params)
     slots = {
         name: _cast(agree(params, value, ("parameter", f"{name} of optax")), getattr(state.slots, name))
@@ -70,41 +68,35 @@ def state_to_optax(optimizer: Optimizer, state: OptState, optax_state: PyTree) -
         >>> optax.tree.get(state_to_optax(optimizer, state, optax.adam(1e-3).init(params)), "count")
         Array(1, dtype=int32)
     """
-    _check_same_rule(optimizer)
-    check_state(optimizer, None, state)
+    theirs = _counterpart(optimizer)
+    check_state(optimizer, state)
     values = {
-        name: _cast(merge(value, agree(value, getattr(state.slots, name), (f"{name} of optax", name))), value)
+        theirs.slots[name]: _cast(
+            overlay(value, agree(value, getattr(state.slots, name), (f"{name} of optax", name)), value), value
+        )
         for name, value in _find_slots(optimizer, state, optax_state).items()
     }
     return apart(_replaced(optax_state, {**values, "count": state.step}))
 
 
-def _check_same_rule(optimizer: Optimizer) -> None:
-    amsgrad = isinstance(optimizer, Adam | AdamW) and optimizer.amsgrad
-    scaled_momentum = isinstance(optimizer, RMSProp) and optimizer.momentum is not None
-    if not isinstance(optimizer, RULES) or amsgrad or scaled_momentum:
+def _counterpart(optimizer: Optimizer) -> Counterpart:
+    if optimizer.optax is None:
         raise ValueError(
-            f"{optimizer!r} has no counterpart in optax with the same state: SGD, Adam and AdamW without amsgrad, AdaGrad and "
-            "RMSProp without momentum have"
+            f"{optimizer!r} has no counterpart in optax with the same state: among others SGD, Adam and AdamW without amsgrad, "
+            "AdaGrad and RMSProp without momentum have"
         )
+    return optimizer.optax
 
 
 def _find_slots(optimizer: Optimizer, state: OptState, optax_state: PyTree) -> dict[str, PyTree]:
-    """The trees of `optax_state` that are slots, by name."""
-    names = [name for name, tree in state.slots._asdict().items() if tree is not None]
+    """The trees of `optax_state` that are slots, by our names."""
+    theirs, names = _counterpart(optimizer), [name for name, tree in state.slots._asdict().items() if tree is not None]
     found = [node for node in _named_tuples(optax_state) if not SLOT_NAMES.isdisjoint(node._fields)]
-    wanted = [_keeper(optimizer, names)] if names else []
+    wanted = [theirs.name] if names else []
     if [type(node).__name__ for node in found] != wanted:
         needs, has = wanted or ["no slots"], [type(node).__name__ for node in found] or ["no slots"]
         raise ValueError(f"{type(optimizer).__name__} needs an optax state with {needs[0]}, but this one has {', '.join(has)}")
-    return {name: getattr(found[0], name) for name in names}
-
-
-def _keeper(optimizer: Optimizer, names: list[str]) -> str:
-    """The name of optax's state that holds the slots of `optimizer`."""
-    if isinstance(optimizer, RMSProp):
-        return "ScaleByRStdDevState" if "mu" in names else "ScaleByRmsState"
-    return {SGD: "TraceState", AdaGrad: "ScaleByRssState"}.get(type(optimizer), "ScaleByAdamState")
+    return {name: getattr(found[0], theirs.slots[name]) for name in names}
 
 
 def _is_named_tuple(node: Any) -> bool:
@@ -132,7 +124,7 @@ def _replaced(tree: PyTree, values: Mapping[str, Any]) -> PyTree:
 
 
 def _cast(values: PyTree, like: PyTree) -> PyTree:
-    return jax.tree.map(lambda value, slot: jnp.asarray(value, slot.dtype), values, like)
+    return jax.tree.map(lambda value, slot: jnp.array(value, slot.dtype), values, like)
 
 
 def _count(optax_state: PyTree, step: int | None) -> jax.Array:

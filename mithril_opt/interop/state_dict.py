@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt._tree import describe_leaf, leaves_with_paths
-from mithril_opt._typing import PyTree
+from mithril_opt.core.tree import describe_leaf, leaves_with_paths
+from mithril_opt.core.typing import PyTree
 
 VERSION_KEY = "format_version"
 FORMAT_VERSION = 1
@@ -33,7 +33,8 @@ def to_state_dict(state: PyTree) -> dict[str, Any]:
 
     Returns:
         The leaves by their paths (`slots/mu/decoder/w`), and `format_version`, an int32 scalar. Arrays are handed over as they
-        are, sharded ones included; a PRNG key as its data, a Python number as a NumPy scalar array.
+        are, sharded ones included; a PRNG key as its data, a Python number as a NumPy scalar array. A step that is donated
+        `state` takes its arrays away: save what is returned before it, or keep `jax.tree.map(jnp.copy, ...)` of it.
 
     Raises:
         ValueError: two leaves have the same path, because a key contains a slash.
@@ -56,7 +57,8 @@ def to_state_dict(state: PyTree) -> dict[str, Any]:
 def from_state_dict(template: T, mapping: Mapping[str, Any], strict: bool = True) -> T:
     """The state whose leaves are in `mapping`.
 
-    Nothing is put on a device before all entries are found to fit, and `template` is never changed.
+    Nothing is put on a device before all entries are found to fit, and `template` is never changed. What is returned shares no
+    memory with `mapping`.
 
     Args:
         template: a state of the wanted structure: what `init` returned, or `jax.eval_shape` of it. Leaves with a sharding
@@ -87,17 +89,18 @@ def from_state_dict(template: T, mapping: Mapping[str, Any], strict: bool = True
     if strict:
         _check_complete(expected, mapping, fitting)
     _check_arrays({path: leaf for path, leaf in leaves if path not in fitting})
-    values = [_restored(mapping[path], leaf) if path in fitting else leaf for path, leaf in leaves]
+    values = [_restored(mapping[path] if path in fitting else _stored(path, leaf), leaf) for path, leaf in leaves]
     return jax.tree.unflatten(jax.tree.structure(template), values)
 
 
 def placed(value: Any, leaf: Any) -> jax.Array:
-    """`value` where `leaf` is, an array or a `jax.ShapeDtypeStruct`.
+    """A copy of `value`, in a buffer of its own, where `leaf` is, an array or a `jax.ShapeDtypeStruct`.
 
     What JAX has put on its default device is free to move; a copy that is bound to that device could not be used together with
     arrays on a mesh.
     """
-    return jax.device_put(value, leaf.sharding if getattr(leaf, "committed", True) and hasattr(leaf, "sharding") else None)
+    own = jnp.copy(value) if isinstance(value, jax.Array) else np.array(value)
+    return jax.device_put(own, leaf.sharding if getattr(leaf, "committed", True) and hasattr(leaf, "sharding") else None)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -1,46 +1,19 @@
 """PyTorch's optimizer states, both ways, so that a run can be moved. torch is not imported: tensors become NumPy arrays."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt import optimizers
-from mithril_opt._state import OptState, check_state
-from mithril_opt._tree import describe_leaf, leaves_with_paths, trained
-from mithril_opt._typing import PyTree
+from mithril_opt.core.optimizer import Optimizer
+from mithril_opt.core.state import Counterpart, OptState, check_state
+from mithril_opt.core.tree import describe_leaf, leaves_with_paths, trained
+from mithril_opt.core.typing import PyTree
 from mithril_opt.interop.state_dict import placed
-from mithril_opt.optimizer import Optimizer
 
 Axes: TypeAlias = Sequence[str] | Mapping[str, Sequence[int]]
-
-
-class Counterpart(NamedTuple):
-    """PyTorch's side of a rule.
-
-    Attributes:
-        name: what PyTorch calls it.
-        slots: what PyTorch calls our slots in the state of a parameter.
-        settings: settings by which its parameter groups are known.
-    """
-
-    name: str
-    slots: dict[str, str]
-    settings: set[str]
-
-
-MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq", "nu_max": "max_exp_avg_sq"}
-COUNTERPARTS = {
-    optimizers.SGD: Counterpart("SGD", {"trace": "momentum_buffer"}, {"momentum", "dampening", "nesterov"}),
-    optimizers.Adam: Counterpart("Adam", MOMENTS, {"betas", "amsgrad"}),
-    optimizers.AdamW: Counterpart("AdamW", MOMENTS, {"betas", "amsgrad"}),
-    optimizers.RMSProp: Counterpart(
-        "RMSprop", {"nu": "square_avg", "mu": "grad_avg", "trace": "momentum_buffer"}, {"alpha", "centered"}
-    ),
-    optimizers.AdaGrad: Counterpart("Adagrad", {"sum_of_squares": "sum"}, {"lr_decay", "initial_accumulator_value"}),
-}
 
 
 def state_from_torch(
@@ -84,10 +57,10 @@ def state_from_torch(
     theirs, axes = _counterpart(optimizer), _axes(transpose, names)
     _check_real(optimizer, params)
     template, entries = optimizer.init(params), _entries(theirs, state_dict, params, names)
-    slots = {theirs.slots[slot]: (slot, tree) for slot, tree in template.slots._asdict().items() if tree is not None}
-    _check_entries(entries, theirs, set(slots))
+    slots = {slot: tree for slot, tree in template.slots._asdict().items() if tree is not None}
+    _check_entries(entries, theirs, {theirs.slots[slot] for slot in slots if slot in theirs.slots})
     count = jnp.asarray(_common_step(theirs, list(entries.values()), step), jnp.int32)
-    filled = {slot: _filled(tree, name, entries, axes) for name, (slot, tree) in slots.items()}
+    filled = {slot: _filled(tree, theirs.slots.get(slot), entries, axes) for slot, tree in slots.items()}
     return template._replace(step=count, slots=template.slots._replace(**filled))
 
 
@@ -125,12 +98,12 @@ def state_to_torch(
         {0: {'sum': array([1., 1.], dtype=float32), 'step': array(1., dtype=float32)}}
     """
     theirs, axes = _counterpart(optimizer), _axes(transpose, names)
-    check_state(optimizer, None, state)
+    check_state(optimizer, state)
     _check_real(optimizer, params)
     keys = dict(zip(names, _keys(theirs, state_dict, params, names), strict=True))
     entries: dict[Any, dict[str, Any]] = {key: {} for key in keys.values()}
     for slot, tree in state.slots._asdict().items():
-        for path, leaf in leaves_with_paths(tree):
+        for path, leaf in leaves_with_paths(tree) if slot in theirs.slots else ():
             back = np.argsort(axes[path]) if path in axes else None
             entries[keys[path]][theirs.slots[slot]] = _permuted(np.array(leaf), back, path)
     if theirs.name != "SGD":
@@ -140,10 +113,9 @@ def state_to_torch(
 
 
 def _counterpart(optimizer: Optimizer) -> Counterpart:
-    if type(optimizer) not in COUNTERPARTS:
-        known = ", ".join(rule.__name__ for rule in COUNTERPARTS)
-        raise ValueError(f"{type(optimizer).__name__} has no counterpart in PyTorch with the same state; these have: {known}")
-    return COUNTERPARTS[type(optimizer)]
+    if optimizer.torch is None:
+        raise ValueError(f"{type(optimizer).__name__} has no counterpart in PyTorch with the same state; Adam has, for one")
+    return optimizer.torch
 
 
 def _axes(transpose: Axes, names: Sequence[str]) -> Mapping[str, Sequence[int]]:
@@ -159,7 +131,7 @@ def _axes(transpose: Axes, names: Sequence[str]) -> Mapping[str, Sequence[int]]:
 def _check_real(optimizer: Optimizer, params: PyTree) -> None:
     """PyTorch squares real and imaginary part of a complex gradient apart, so that its moments mean something else."""
     paths = [path for path, leaf in leaves_with_paths(trained(params)) if jnp.iscomplexobj(leaf)]
-    if paths and not isinstance(optimizer, optimizers.SGD):
+    if paths and _counterpart(optimizer).name != "SGD":
         raise ValueError(f"the second moments of complex parameters cannot be moved: {', '.join(paths)}")
 
 
@@ -208,10 +180,15 @@ def _check_entries(entries: Mapping[str, Mapping[str, Any]], theirs: Counterpart
             )
 
 
-def _filled(tree: PyTree, name: str, entries: Mapping[str, Mapping[str, Any]], axes: Mapping[str, Sequence[int]]) -> PyTree:
-    """The tree of a slot with what PyTorch keeps under `name`; as it is where no update has been made yet."""
+def _filled(
+    tree: PyTree, name: str | None, entries: Mapping[str, Mapping[str, Any]], axes: Mapping[str, Sequence[int]]
+) -> PyTree:
+    """The tree of a slot with what PyTorch keeps under `name`, or with ones, for a mark that an update was made; as it is where
+    none has been made yet."""
 
     def fill(path: str, leaf: Any) -> Any:
+        if name is None:
+            return jnp.ones_like(leaf)
         value = _permuted(_numpy(entries[path][name]), axes.get(path), path)
         if value.shape != leaf.shape:
             raise ValueError(f"PyTorch's {name!r} of {path!r} has shape {value.shape}, not {describe_leaf(leaf)}")

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt._pytree import pytree, static
-from mithril_opt._tree import agree, describe_leaf, trains, widen
-from mithril_opt._typing import Array, PyTree
+from mithril_opt.core.fields import static
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.tree import agree, describe_leaf, trains, widen
+from mithril_opt.core.typing import Array, PyTree
 
 # The largest power of two that a float16 cotangent of 1 can be multiplied by.
 MAX_FLOAT16_SCALE = 2.0**15

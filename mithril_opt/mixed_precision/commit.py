@@ -1,79 +1,84 @@
 """The part of a mixed-precision step that is applied whole or not at all."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mithril_opt._norm import norm_and_finite
-from mithril_opt._numerics import scalar_f32
-from mithril_opt._tree import select, widen
-from mithril_opt._typing import Array, PyTree, Scalar
-from mithril_opt.clipping import clip_factors
-from mithril_opt.mixed_precision.loss_scale import BAD_INPUT, OVERFLOW, LossScale, LossScaleState
-from mithril_opt.optimizer import Optimizer
+from mithril_opt.clipping import clip_factors, times
+from mithril_opt.core.norm import norm_of
+from mithril_opt.core.numerics import scalar_f32
+from mithril_opt.core.tree import select
+from mithril_opt.core.typing import Array, PyTree
+from mithril_opt.mixed_precision.loss_scale import BAD_INPUT, OVERFLOW, LossScaleState
+
+
+class TrainerState(NamedTuple):
+    """What the next step needs.
+
+    Attributes:
+        optimizer: the state of the optimizer.
+        loss_scale: the loss scale and its counters, 0-d arrays: `scale`, `good_steps`, `skipped` and others.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import SGD, MixedPrecisionTrainer
+        >>> state = MixedPrecisionTrainer(None, SGD()).init(jnp.ones(3))
+        >>> state.optimizer.step, state.loss_scale.scale
+        (Array(0, dtype=int32), Array(32768., dtype=float32))
+    """
+
+    optimizer: Any
+    loss_scale: LossScaleState
 
 
 @jax.jit  # so that a call outside jit compiles itself once
 def commit(
-    optimizer: Optimizer,
-    scaling: LossScale,
-    clip_norm: Scalar | None,
-    params: PyTree,
-    grads: PyTree,
-    state: Any,
-    scale_state: LossScaleState,
-    input_finite: Array,
-) -> tuple[PyTree, Any, LossScaleState, Array]:
+    trainer: Any, params: PyTree, grads: PyTree, state: TrainerState, input_finite: Array
+) -> tuple[PyTree, TrainerState, Array]:
     """Unscale → finite check → clip → optimizer → commit; then the loss scale moves.
 
     Args:
-        optimizer: with its schedules resolved.
-        scaling: the rule of the loss scale.
-        clip_norm: bound for the norm of the unscaled gradients; None for no clipping.
+        trainer: the `MixedPrecisionTrainer`.
         params: floating and complex arrays.
-        grads: scaled gradients, None where there is none.
-        state: the optimizer's state.
-        scale_state: the loss scale that the gradients were scaled with.
+        grads: gradients scaled with the loss scale in `state`, None where there is none.
+        state: the trainer's state.
         input_finite: boolean scalar, whether the loss was finite.
 
     Returns:
-        Parameters, the optimizer's state, the loss scale's, and whether the step was committed.
+        Parameters, state, and whether the step was committed.
     """
-    inverse = (1 / scale_state.scale,) if scaling.needed else ()
-    norm, leaf_finite = norm_and_finite(_times(grads, *inverse))
-    ok = jnp.all(leaf_finite) & input_finite
-    clip = () if clip_norm is None else clip_factors(norm, scalar_f32(clip_norm))
+    optimizer, scaling, scale = trainer.optimizer, trainer.scaling, state.loss_scale
+    unscale = [1 / scale.scale] if scaling.needed else []
+    norm = norm_of(jax.tree.map(lambda grad: times(grad, unscale), grads))
+    clip = [] if trainer.clip_norm is None else clip_factors(norm, scalar_f32(trainer.clip_norm))
+    input_finite &= optimizer.ready(state.optimizer)
+    ok = jnp.all(norm.finite) & input_finite
     why = jnp.where(ok, 0, jnp.where(input_finite, OVERFLOW, BAD_INPUT))
-    first_bad = _first_bad_leaf(params, grads, leaf_finite)
-    window = optimizer.window(state)
+    window = optimizer.window(state.optimizer)
+
+    def update(params: PyTree, grads: PyTree, inner: Any) -> tuple[PyTree, Any, Array]:
+        unscaled = jax.tree.map(lambda grad: times(grad, [*unscale, *clip]), grads)
+        new, fits = optimizer.update(params, unscaled, inner), jnp.bool(True)
+        if narrow := [i for i, leaf in enumerate(jax.tree.leaves(params)) if leaf.dtype == jnp.float16]:
+            # Only float16 is left by a step that float32 holds. To look at the new parameters costs a second pass.
+            leaves = jax.tree.leaves(new[0])
+            fits = jnp.all(norm_of([leaves[i] for i in narrow]).finite)
+            new = select(fits, new, (params, optimizer.skip(inner, jnp.int32(BAD_INPUT))))
+        return *new, fits
+
+    def skip(params: PyTree, grads: PyTree, inner: Any) -> tuple[PyTree, Any, Array]:
+        return params, optimizer.skip(inner, why), jnp.bool(True)
 
     # A branch, not a `where` around the update: to select afterwards would keep the old buffers alive and copy each of them.
-    params, state = jax.lax.cond(
-        ok,
-        lambda params, grads, state: optimizer.update(params, _times(grads, *inverse, *clip), state),
-        lambda params, grads, state: (params, optimizer.skip(state, why)),
-        *(params, grads, state),
-    )
+    new_params, new_state, fits = jax.lax.cond(ok, update, skip, params, grads, state.optimizer)
 
-    verdict = jnp.maximum(window.verdict, why)
+    verdict = jnp.maximum(window.verdict, jnp.where(fits, why, BAD_INPUT))
     success = verdict == 0
-    adjusted = scaling.adjust(scale_state, success, verdict != BAD_INPUT)
-    bad_leaf = jnp.where(ok, scale_state.last_bad_leaf, first_bad)
-    counted = scaling.count(select(window.closes, adjusted, scale_state), success, input_finite)
-    return params, state, counted._replace(last_bad_leaf=bad_leaf), success
-
-
-def _times(grads: PyTree, *factors: Array) -> PyTree:
-    """Gradients in float32 or wider, multiplied by each factor in turn."""
-
-    def multiply(grad: Array) -> Array:
-        grad = widen(grad)
-        for factor in factors:
-            grad = grad * factor.astype(grad.dtype)
-        return grad
-
-    return jax.tree.map(multiply, grads)
+    adjusted = select(window.closes, scaling.adjust(scale, success, verdict != BAD_INPUT), scale)
+    counted = scaling.count(adjusted, success, input_finite & fits)
+    bad_leaf = jnp.where(ok, scale.last_bad_leaf, _first_bad_leaf(params, grads, norm.finite))
+    return new_params, TrainerState(new_state, counted._replace(last_bad_leaf=bad_leaf)), success
 
 
 def _first_bad_leaf(params: PyTree, grads: PyTree, leaf_finite: Array) -> Array:

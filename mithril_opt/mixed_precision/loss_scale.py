@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from mithril_opt._numerics import saturating_increment, scalar_f32
-from mithril_opt._pytree import check_numbers, number, pytree, static, steps
-from mithril_opt._typing import Array, Scalar
+from mithril_opt.core.fields import number, static, steps
+from mithril_opt.core.numerics import saturating_increment, scalar_f32
+from mithril_opt.core.pytree import check_numbers, pytree
+from mithril_opt.core.typing import Array, Scalar
 
 # Why an update was skipped: larger numbers outweigh smaller ones within a window.
 BAD_INPUT, OVERFLOW = 1, 2
@@ -21,9 +22,15 @@ class LossScaleState(NamedTuple):
         hysteresis: overflows still tolerated before the scale is lowered.
         consecutive_skips: updates skipped since the last one that was applied; a window of accumulation is one update.
         skipped: steps skipped in all, for whatever reason.
-        bad_input: steps skipped because the loss itself was not finite.
+        bad_input: steps skipped through no fault of the scale: the loss or a number of the optimizer was not finite, or a
+            float16 parameter would have overflowed.
         attempts: steps taken in all, committed or not.
         last_bad_leaf: which leaf of the parameters had the first non-finite gradient when a step was last skipped; −1 if none.
+
+    Example:
+        >>> from mithril_opt import LossScale
+        >>> LossScale(initial=4.0).init().scale
+        Array(4., dtype=float32)
     """
 
     scale: Array

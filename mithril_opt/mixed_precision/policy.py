@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mithril_opt._pytree import pytree, set_field, static
-from mithril_opt._typing import PyTree
+from mithril_opt.core.fields import static
+from mithril_opt.core.pytree import pytree, set_field
+from mithril_opt.core.typing import PyTree
 
 NAMES = ("float16", "bfloat16", "float32", "float64")
 

@@ -5,41 +5,25 @@ optimizer → commit. The loss itself is never multiplied, so what is reported i
 that produced them; and the verdict is one for all leaves, groups and devices.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mithril_opt._norm import norm_and_finite
-from mithril_opt._numerics import scalar_f32
-from mithril_opt._pytree import check_numbers, number, pytree, set_field, static, steps
-from mithril_opt._tree import agree, leaves_with_paths, merge, trained
-from mithril_opt._typing import Array, PyTree, Scalar
+from mithril_opt.core.fields import number, same_as, static
+from mithril_opt.core.norm import norm_of
+from mithril_opt.core.numerics import scalar_f32
+from mithril_opt.core.optimizer import Optimizer, check_optimizer
+from mithril_opt.core.pytree import check_numbers, pytree, set_field
+from mithril_opt.core.state import misuse
+from mithril_opt.core.tree import agree, leaves_with_paths, overlay, trained
+from mithril_opt.core.typing import Array, PyTree, Scalar
 from mithril_opt.mixed_precision.backward import Pullback, check_argnums, check_loss, cotangents, loss_and_aux, pull
-from mithril_opt.mixed_precision.commit import commit
-from mithril_opt.mixed_precision.loss_scale import LossScale, LossScaleState, LossScaleStuckError
+from mithril_opt.mixed_precision.commit import TrainerState, commit
+from mithril_opt.mixed_precision.loss_scale import LossScale, LossScaleStuckError
 from mithril_opt.mixed_precision.policy import Policy
-from mithril_opt.optimizer import Optimizer, check_optimizer
-
-
-class TrainerState(NamedTuple):
-    """What the next step needs.
-
-    Attributes:
-        optimizer: the state of the optimizer.
-        loss_scale: the loss scale and its counters, 0-d arrays: `scale`, `good_steps`, `skipped` and others.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mithril_opt import SGD, MixedPrecisionTrainer
-        >>> state = MixedPrecisionTrainer(None, SGD()).init(jnp.ones(3))
-        >>> state.optimizer.step, state.loss_scale.scale
-        (Array(0, dtype=int32), Array(32768., dtype=float32))
-    """
-
-    optimizer: Any
-    loss_scale: LossScaleState
 
 
 @pytree
@@ -98,16 +82,16 @@ class MixedPrecisionTrainer:
 
     model: Callable[[PyTree, PyTree], PyTree] | None = static()
     optimizer: Optimizer
-    loss_scale: Scalar = number(default=2.0**15, above=0)
-    dynamic_loss_scaling: bool = static(default=True)
+    loss_scale: Scalar = same_as(LossScale, "initial", default=2.0**15)
+    dynamic_loss_scaling: bool = same_as(LossScale, "dynamic", default=True)
     policy: Any = static(default="float16")
     clip_norm: Scalar | None = number(default=None, minimum=0, optional=True)
-    growth_factor: Scalar = number(default=2.0, above=1)
-    backoff_factor: Scalar = number(default=0.5, above=0, below=1)
-    growth_interval: int | Array = steps(default=2000)
-    min_loss_scale: Scalar = number(default=1.0, minimum=2.0**-126)
-    max_loss_scale: Scalar = number(default=2.0**24, above=0, maximum=2.0**126)
-    hysteresis: int | Array = steps(default=1)
+    growth_factor: Scalar = same_as(LossScale, "growth_factor", default=2.0)
+    backoff_factor: Scalar = same_as(LossScale, "backoff_factor", default=0.5)
+    growth_interval: int | Array = same_as(LossScale, "growth_interval", default=2000)
+    min_loss_scale: Scalar = same_as(LossScale, "minimum", default=1.0)
+    max_loss_scale: Scalar = same_as(LossScale, "maximum", default=2.0**24)
+    hysteresis: int | Array = same_as(LossScale, "hysteresis", default=1)
 
     def __post_init__(self) -> None:
         check_optimizer("MixedPrecisionTrainer: optimizer", self.optimizer)
@@ -115,19 +99,19 @@ class MixedPrecisionTrainer:
             raise TypeError(f"MixedPrecisionTrainer: model must be a function (params, inputs) -> outputs, got {self.model!r}")
         check_numbers(self, schedules=False)
         set_field(self, "policy", self.policy if isinstance(self.policy, Policy) else Policy(self.policy))
-        self._scaling()
+        _ = self.scaling
 
-    def _scaling(self) -> LossScale:
-        rule = LossScale(
-            initial=self.loss_scale,
-            dynamic=self.dynamic_loss_scaling,
-            growth_factor=self.growth_factor,
-            backoff_factor=self.backoff_factor,
-            growth_interval=self.growth_interval,
-            minimum=self.min_loss_scale,
-            maximum=self.max_loss_scale,
-            hysteresis=self.hysteresis,
-        )
+    @property
+    def scaling(self) -> LossScale:
+        """The rule by which the loss scale moves."""
+        names = {
+            "initial": "loss_scale",
+            "dynamic": "dynamic_loss_scaling",
+            "minimum": "min_loss_scale",
+            "maximum": "max_loss_scale",
+        }
+        own = [field.name for field in dataclasses.fields(LossScale) if field.name != "needed"]
+        rule = LossScale(**{name: getattr(self, names.get(name, name)) for name in own})
         return rule if self.policy.needs_loss_scaling else LossScale(initial=1.0, dynamic=False, needed=False)
 
     def _scale(self, state: TrainerState) -> Array | None:
@@ -136,7 +120,7 @@ class MixedPrecisionTrainer:
 
     def init(self, params: PyTree) -> TrainerState:
         """The state before the first step."""
-        return TrainerState(self.optimizer.init(params), self._scaling().init())
+        return TrainerState(self.optimizer.init(params), self.scaling.init())
 
     def forward(self, params: PyTree, state: TrainerState, inputs: PyTree) -> tuple[PyTree, Pullback]:
         """The model's outputs, and what `backward_and_update` needs.
@@ -153,7 +137,7 @@ class MixedPrecisionTrainer:
             raise ValueError("forward needs a model; this trainer was made without one")
 
         def compute(weights: PyTree) -> PyTree:
-            full, cast_inputs = self.policy.cast_to_compute((merge(params, weights), inputs))
+            full, cast_inputs = self.policy.cast_to_compute((overlay(params, weights, params), inputs))
             return self.policy.cast_to_output(self.model(full, cast_inputs))  # pyright: ignore[reportOptionalCall]
 
         outputs, vjp = jax.vjp(compute, trained(params))
@@ -176,14 +160,16 @@ class MixedPrecisionTrainer:
             Parameters, state, and whether the step was committed, a boolean scalar.
 
         Raises:
-            ValueError: `loss_gradients` does not fit the outputs, or the pullback does not fit the parameters.
+            ValueError: `loss_gradients` does not fit the outputs or holds no gradient, or the pullback does not fit the
+                parameters.
         """
         _check(pullback, Pullback, "pullback", "forward")
         structure, leaves = pullback.outputs
+        if not jax.tree.leaves(loss_gradients):
+            raise ValueError("loss_gradients hold no gradient: give the gradient of the loss with respect to the outputs")
         outputs = structure.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
         (grads,) = pullback.vjp(cotangents(outputs, loss_gradients, self._scale(state)))
-        _, finite = norm_and_finite(loss_gradients)
-        return self._step(params, grads, state, jnp.all(finite))
+        return self._step(params, grads, state, jnp.all(norm_of(loss_gradients).finite))
 
     def value_and_grad(
         self, loss_fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
@@ -214,7 +200,7 @@ class MixedPrecisionTrainer:
             def compute(*differentiated: PyTree) -> tuple[Array, Any]:
                 full = list(arguments)
                 for index, tree in zip(indices, differentiated, strict=True):
-                    full[index] = merge(arguments[index], tree)
+                    full[index] = overlay(arguments[index], tree, arguments[index])
                 full, keywords = self.policy.cast_to_compute((full, kwargs))
                 loss, aux = loss_and_aux(loss_fn(*full, **keywords), has_aux)
                 loss_dtypes.append(jnp.result_type(loss))
@@ -251,6 +237,10 @@ class MixedPrecisionTrainer:
         check_loss(loss, "loss")
         return self._step(params, grads, state, jnp.isfinite(loss))
 
+    def rules(self, params: PyTree) -> list[tuple[str, Optimizer] | None]:
+        """For each leaf of `params` the name of its group and the innermost optimizer that it belongs to."""
+        return self.optimizer.rules(params)
+
     def metrics(self, state: TrainerState) -> dict[str, Array]:
         """What to log: `loss_scale`, `good_steps`, `consecutive_skips`, `skipped`, `bad_input` and `attempts`, scalars."""
         _check(state, TrainerState, "state", "init")
@@ -265,7 +255,7 @@ class MixedPrecisionTrainer:
                 leaf of `params` that had the first non-finite gradient, and the counts.
         """
         _check(state, TrainerState, "state", "init")
-        scaling, scale = self._scaling(), state.loss_scale
+        scaling, scale = self.scaling, state.loss_scale
         lowest = scalar_f32(scaling.minimum if scaling.dynamic else scaling.initial)
         if scale.scale > lowest or int(scale.consecutive_skips) < 2:
             return
@@ -283,14 +273,14 @@ class MixedPrecisionTrainer:
         self, params: PyTree, grads: PyTree, state: TrainerState, input_finite: Array
     ) -> tuple[PyTree, TrainerState, Array]:
         _check(state, TrainerState, "state", "init")
+        if isinstance(grads, self.optimizer.state_type | TrainerState) or not isinstance(
+            state.optimizer, self.optimizer.state_type
+        ):
+            raise misuse(self.optimizer, grads, state.optimizer)
+        _ = self.optimizer.window_length  # a ValueError if the groups have no window in common
         grads = self.optimizer.drop_frozen(trained(params), agree(params, grads))
-        new_params, optimizer_state, loss_scale, success = commit(
-            self.optimizer.resolve(state.optimizer),
-            self._scaling(),
-            self.clip_norm,
-            *(trained(params), grads, state.optimizer, state.loss_scale, input_finite),
-        )
-        return merge(params, new_params), TrainerState(optimizer_state, loss_scale), success
+        new_params, state, success = commit(self, trained(params), grads, state, input_finite)
+        return overlay(params, new_params, params), state, success
 
 
 def _check(value: Any, kind: type, name: str, source: str) -> None:

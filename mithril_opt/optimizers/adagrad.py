@@ -1,13 +1,15 @@
 """AdaGrad."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
-from mithril_opt._numerics import abs_sq, real_dtype
-from mithril_opt._pytree import number, pytree, static
-from mithril_opt._typing import Array, DecayMask, ScalarOrSchedule
-from mithril_opt.optimizer import LeafOptimizer
+from mithril_opt.core.fields import ScalarOrSchedule, number, static
+from mithril_opt.core.leaf_optimizer import LeafOptimizer
+from mithril_opt.core.numerics import abs_sq, real_dtype, safe_divide, safe_sqrt
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.state import Counterpart
+from mithril_opt.core.typing import Array, DecayMask
 
 
 class AdaGradSlots(NamedTuple):
@@ -47,8 +49,18 @@ class AdaGrad(LeafOptimizer):
     learning_rate: ScalarOrSchedule = number(default=0.01, minimum=0)
     epsilon: ScalarOrSchedule = number(default=1e-8, minimum=0)
     initial_accumulator_value: ScalarOrSchedule = number(default=0.0, minimum=0)
-    weight_decay: ScalarOrSchedule = number(default=0.0, minimum=0, off=True)
+    weight_decay: ScalarOrSchedule = number(default=0.0, minimum=0, off=True, masked=True)
     decay_mask: DecayMask | None = static(default=None)
+
+    unit_steps: ClassVar = True
+
+    @property
+    def torch(self) -> Counterpart:
+        return Counterpart("Adagrad", {"sum_of_squares": "sum"}, frozenset({"lr_decay", "initial_accumulator_value"}))
+
+    @property
+    def optax(self) -> Counterpart:
+        return Counterpart("ScaleByRssState", {"sum_of_squares": "sum_of_squares"})
 
     def init_leaf(self, param: Array) -> AdaGradSlots:
         return AdaGradSlots(jnp.full_like(param, self.initial_accumulator_value, dtype=real_dtype(param.dtype)))
@@ -57,4 +69,4 @@ class AdaGrad(LeafOptimizer):
         if self.weight_decay is not None:
             grad = grad + self.weight_decay * param
         s = slots.sum_of_squares + abs_sq(grad)
-        return grad / (jnp.sqrt(s) + self.epsilon), AdaGradSlots(sum_of_squares=s)
+        return self.learning_rate * safe_divide(grad, safe_sqrt(s) + self.epsilon), AdaGradSlots(sum_of_squares=s)

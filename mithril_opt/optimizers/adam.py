@@ -1,14 +1,15 @@
 """Adam, and Adam with decoupled weight decay."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
-from mithril_opt._decay_rate import one_minus_power
-from mithril_opt._numerics import abs_sq, real_zeros, zeros
-from mithril_opt._pytree import number, pytree, static
-from mithril_opt._typing import Array, DecayMask, ScalarOrSchedule
-from mithril_opt.optimizer import LeafOptimizer
+from mithril_opt.core.fields import DecayRateOrSchedule, ScalarOrSchedule, decay_rate, number, static
+from mithril_opt.core.leaf_optimizer import LeafOptimizer
+from mithril_opt.core.numerics import abs_sq, ema, real_zeros, safe_divide, safe_sqrt, zeros
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.state import Counterpart
+from mithril_opt.core.typing import Array, DecayMask
 
 
 class AdamSlots(NamedTuple):
@@ -17,20 +18,6 @@ class AdamSlots(NamedTuple):
     mu: Array
     nu: Array
     nu_max: Array | None
-
-
-def _empty_slots(param: Array, amsgrad: bool) -> AdamSlots:
-    return AdamSlots(mu=zeros(param), nu=real_zeros(param), nu_max=real_zeros(param) if amsgrad else None)
-
-
-def _adam(rule: "Adam | AdamW", grad: Array, slots: AdamSlots, t: Array) -> tuple[Array, AdamSlots]:
-    """m̂ / (√v̂ + ε), and the new moments."""
-    m = rule.beta1 * slots.mu + (1 - rule.beta1) * grad
-    v = rule.beta2 * slots.nu + (1 - rule.beta2) * abs_sq(grad)
-    v_max = v if slots.nu_max is None else jnp.maximum(slots.nu_max, v)
-    m_hat = m / one_minus_power(rule.beta1, t)
-    v_hat = v_max / one_minus_power(rule.beta2, t)
-    return m_hat / (jnp.sqrt(v_hat) + rule.epsilon), AdamSlots(m, v, None if slots.nu_max is None else v_max)
 
 
 @pytree
@@ -69,39 +56,61 @@ class Adam(LeafOptimizer):
     """
 
     learning_rate: ScalarOrSchedule = number(default=1e-3, minimum=0)
-    beta1: ScalarOrSchedule = number(default=0.9, minimum=0, below=1)
-    beta2: ScalarOrSchedule = number(default=0.999, minimum=0, below=1)
+    beta1: DecayRateOrSchedule = decay_rate(default=0.9)
+    beta2: DecayRateOrSchedule = decay_rate(default=0.999)
     epsilon: ScalarOrSchedule = number(default=1e-8, minimum=0)
-    weight_decay: ScalarOrSchedule = number(default=0.0, minimum=0, off=True)
+    weight_decay: ScalarOrSchedule = number(default=0.0, minimum=0, off=True, masked=True)
     amsgrad: bool = static(default=False)
     decay_mask: DecayMask | None = static(default=None)
 
+    unit_steps: ClassVar = True
+
+    @property
+    def torch(self) -> Counterpart:
+        slots = {"mu": "exp_avg", "nu": "exp_avg_sq", "nu_max": "max_exp_avg_sq"}
+        return Counterpart(type(self).__name__, slots, frozenset({"betas", "amsgrad"}))
+
+    @property
+    def optax(self) -> Counterpart | None:
+        # With AMSGrad optax keeps the largest bias-corrected moment, which means something else.
+        return None if self.amsgrad else Counterpart("ScaleByAdamState", {"mu": "mu", "nu": "nu"})
+
     def init_leaf(self, param: Array) -> AdamSlots:
-        return _empty_slots(param, self.amsgrad)
+        return AdamSlots(mu=zeros(param), nu=real_zeros(param), nu_max=real_zeros(param) if self.amsgrad else None)
 
     def update_leaf(self, param: Array, grad: Array, slots: AdamSlots, t: Array) -> tuple[Array, AdamSlots]:
         if self.weight_decay is not None:
             grad = grad + self.weight_decay * param
-        return _adam(self, grad, slots, t)
+        direction, slots = self._direction(grad, slots, t)
+        return self.learning_rate * direction, slots
+
+    def _direction(self, grad: Array, slots: AdamSlots, t: Array) -> tuple[Array, AdamSlots]:
+        """m̂ / (√v̂ + ε), and the new moments."""
+        m = ema(self.beta1, slots.mu, grad)
+        v = ema(self.beta2, slots.nu, abs_sq(grad))
+        v_max = v if slots.nu_max is None else jnp.maximum(slots.nu_max, v)
+        m_hat = m / self.beta1.one_minus_power(t)
+        v_hat = v_max / self.beta2.one_minus_power(t)
+        return safe_divide(m_hat, safe_sqrt(v_hat) + self.epsilon), AdamSlots(m, v, None if slots.nu_max is None else v_max)
 
 
 @pytree
-class AdamW(LeafOptimizer):
+class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, Algorithm 2, with the schedule multiplier in η).
 
         m ← β₁ m + (1 − β₁) g            m̂ = m / (1 − β₁ᵗ)
         v ← β₂ v + (1 − β₂) g²           v̂ = v / (1 − β₂ᵗ)       (AMSGrad: the largest v so far, then corrected)
-        p ← p − η m̂ / (√v̂ + ε) − η λ p
+        p ← p − η (m̂ / (√v̂ + ε) + λ p)
 
-    The decay uses the parameter before the update and stays out of the moments.
+    The decay uses the parameter before the update and stays out of the moments. All else is as in `Adam`.
 
     Args:
         learning_rate: η ≥ 0.
-        beta1: β₁ in [0, 1), the decay rate of the first moment.
-        beta2: β₂ in [0, 1), the decay rate of the second moment.
-        epsilon: ε ≥ 0, outside the square root, after the bias correction.
+        beta1: β₁ in [0, 1).
+        beta2: β₂ in [0, 1).
+        epsilon: ε ≥ 0.
         weight_decay: λ ≥ 0; 0.0 switches it off.
-        amsgrad: divide by the largest second moment so far, as PyTorch does.
+        amsgrad: divide by the largest second moment so far.
         decay_mask: `(path, leaf) -> bool`, True for the leaves that decay; None for all.
 
     Raises:
@@ -118,19 +127,10 @@ class AdamW(LeafOptimizer):
         (Array([[0.89, 0.89]], dtype=float32), Array([0.9, 0.9], dtype=float32))
     """
 
-    learning_rate: ScalarOrSchedule = number(default=1e-3, minimum=0)
-    beta1: ScalarOrSchedule = number(default=0.9, minimum=0, below=1)
-    beta2: ScalarOrSchedule = number(default=0.999, minimum=0, below=1)
-    epsilon: ScalarOrSchedule = number(default=1e-8, minimum=0)
-    weight_decay: ScalarOrSchedule = number(default=0.01, minimum=0, off=True)
-    amsgrad: bool = static(default=False)
-    decay_mask: DecayMask | None = static(default=None)
-
-    def init_leaf(self, param: Array) -> AdamSlots:
-        return _empty_slots(param, self.amsgrad)
+    weight_decay: ScalarOrSchedule = number(default=0.01, minimum=0, off=True, masked=True)
 
     def update_leaf(self, param: Array, grad: Array, slots: AdamSlots, t: Array) -> tuple[Array, AdamSlots]:
-        direction, slots = _adam(self, grad, slots, t)
+        direction, slots = self._direction(grad, slots, t)
         if self.weight_decay is not None:
             direction = direction + self.weight_decay * param
-        return direction, slots
+        return self.learning_rate * direction, slots

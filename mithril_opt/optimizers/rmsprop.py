@@ -1,13 +1,15 @@
 """RMSProp."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
-from mithril_opt._numerics import abs_sq, real_zeros, zeros
-from mithril_opt._pytree import number, pytree, static
-from mithril_opt._typing import Array, DecayMask, ScalarOrSchedule
-from mithril_opt.optimizer import LeafOptimizer
+from mithril_opt.core.fields import DecayRateOrSchedule, ScalarOrSchedule, decay_rate, number, static
+from mithril_opt.core.leaf_optimizer import LeafOptimizer
+from mithril_opt.core.numerics import abs_sq, ema, real_zeros, safe_divide, safe_sqrt, zeros
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.state import Counterpart
+from mithril_opt.core.typing import Array, DecayMask
 
 
 class RMSPropSlots(NamedTuple):
@@ -51,12 +53,27 @@ class RMSProp(LeafOptimizer):
     """
 
     learning_rate: ScalarOrSchedule = number(default=1e-3, minimum=0)
-    decay: ScalarOrSchedule = number(default=0.9, minimum=0, below=1)
+    decay: DecayRateOrSchedule = decay_rate(default=0.9)
     epsilon: ScalarOrSchedule = number(default=1e-8, minimum=0)
     momentum: ScalarOrSchedule = number(default=0.0, minimum=0, off=True)
     centered: bool = static(default=False)
-    weight_decay: ScalarOrSchedule = number(default=0.0, minimum=0, off=True)
+    weight_decay: ScalarOrSchedule = number(default=0.0, minimum=0, off=True, masked=True)
     decay_mask: DecayMask | None = static(default=None)
+
+    unit_steps: ClassVar = True
+
+    @property
+    def torch(self) -> Counterpart:
+        slots = {"nu": "square_avg", "mu": "grad_avg", "trace": "momentum_buffer"}
+        return Counterpart("RMSprop", slots, frozenset({"alpha", "centered"}))
+
+    @property
+    def optax(self) -> Counterpart | None:
+        if self.momentum is not None:  # optax keeps the rate in the buffer, which means something else
+            return None
+        if self.centered:
+            return Counterpart("ScaleByRStdDevState", {"nu": "nu", "mu": "mu"})
+        return Counterpart("ScaleByRmsState", {"nu": "nu"})
 
     def init_leaf(self, param: Array) -> RMSPropSlots:
         return RMSPropSlots(
@@ -68,11 +85,11 @@ class RMSProp(LeafOptimizer):
     def update_leaf(self, param: Array, grad: Array, slots: RMSPropSlots, t: Array) -> tuple[Array, RMSPropSlots]:
         if self.weight_decay is not None:
             grad = grad + self.weight_decay * param
-        v = self.decay * slots.nu + (1 - self.decay) * abs_sq(grad)
-        a = None if slots.mu is None else self.decay * slots.mu + (1 - self.decay) * grad
+        v = ema(self.decay, slots.nu, abs_sq(grad))
+        a = None if slots.mu is None else ema(self.decay, slots.mu, grad)
         # v − a² is a variance; rounding can make it negative when the gradient hardly changes.
         variance = v if a is None else jnp.maximum(v - abs_sq(a), 0)
-        b = grad / (jnp.sqrt(variance) + self.epsilon)
+        b = safe_divide(grad, safe_sqrt(variance) + self.epsilon)
         if slots.trace is not None:
             b = self.momentum * slots.trace + b
-        return b, RMSPropSlots(nu=v, mu=a, trace=None if slots.trace is None else b)
+        return self.learning_rate * b, RMSPropSlots(nu=v, mu=a, trace=None if slots.trace is None else b)

@@ -4,16 +4,19 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from mithril_opt._numerics import zeros
-from mithril_opt._pytree import number, pytree, static
-from mithril_opt._typing import Array, DecayMask, ScalarOrSchedule
-from mithril_opt.optimizer import LeafOptimizer
+from mithril_opt.core.fields import ScalarOrSchedule, number, static
+from mithril_opt.core.leaf_optimizer import LeafOptimizer
+from mithril_opt.core.numerics import zeros
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.state import Counterpart
+from mithril_opt.core.typing import Array, DecayMask
 
 
 class SGDSlots(NamedTuple):
-    """The momentum buffer b, float32; None without momentum."""
+    """The momentum buffer b, float32, None without momentum; with dampening, whether the leaf has had a gradient."""
 
     trace: Array | None
+    started: Array | None
 
 
 @pytree
@@ -21,7 +24,7 @@ class SGD(LeafOptimizer):
     """Stochastic gradient descent with momentum (PyTorch's form of Sutskever et al. 2013).
 
         g ← g + λ p                      coupled weight decay
-        b ← μ b + (1 − τ) g              (b ← g at t = 1)
+        b ← μ b + (1 − τ) g              (b ← g for the first gradient of a leaf)
         p ← p − η b                      Nesterov: p ← p − η (g + μ b)
 
     The rate multiplies after the buffer, so a change of the rate acts at once.
@@ -52,8 +55,16 @@ class SGD(LeafOptimizer):
     momentum: ScalarOrSchedule = number(default=0.0, minimum=0, off=True)
     nesterov: bool = static(default=False)
     dampening: ScalarOrSchedule = number(default=0.0, off=True)
-    weight_decay: ScalarOrSchedule = number(default=0.0, minimum=0, off=True)
+    weight_decay: ScalarOrSchedule = number(default=0.0, minimum=0, off=True, masked=True)
     decay_mask: DecayMask | None = static(default=None)
+
+    @property
+    def torch(self) -> Counterpart:
+        return Counterpart("SGD", {"trace": "momentum_buffer"}, frozenset({"momentum", "dampening", "nesterov"}))
+
+    @property
+    def optax(self) -> Counterpart | None:
+        return Counterpart("TraceState", {"trace": "trace"}) if self.dampening is None else None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,13 +72,17 @@ class SGD(LeafOptimizer):
             raise ValueError("SGD: nesterov needs momentum > 0 and no dampening")
 
     def init_leaf(self, param: Array) -> SGDSlots:
-        return SGDSlots(trace=None if self.momentum is None else zeros(param))
+        dampened = self.momentum is not None and self.dampening is not None
+        trace = None if self.momentum is None else zeros(param)
+        return SGDSlots(trace, started=jnp.zeros((), bool) if dampened else None)
 
     def update_leaf(self, param: Array, grad: Array, slots: SGDSlots, t: Array) -> tuple[Array, SGDSlots]:
         if self.weight_decay is not None:
             grad = grad + self.weight_decay * param
         if slots.trace is None:
-            return grad, slots
-        fresh = grad if self.dampening is None else jnp.where(t == 1, 1, 1 - self.dampening) * grad
+            return self.learning_rate * grad, slots
+        fresh = grad if slots.started is None else jnp.where(slots.started, 1 - self.dampening, 1) * grad
         b = self.momentum * slots.trace + fresh
-        return grad + self.momentum * b if self.nesterov else b, SGDSlots(trace=b)
+        direction = grad + self.momentum * b if self.nesterov else b
+        started = None if slots.started is None else jnp.ones((), bool)
+        return self.learning_rate * direction, SGDSlots(b, started)

@@ -1,15 +1,16 @@
 """Schedules made of other schedules."""
 
 import functools
-import operator
 from typing import Any
 
 import jax.numpy as jnp
 
-from mithril_opt._pytree import pytree, set_field, steps
-from mithril_opt._tree import select
-from mithril_opt._typing import Array, PyTree
-from mithril_opt.schedulers.base import Schedule, require_schedule
+from mithril_opt.core.fields import steps
+from mithril_opt.core.pytree import pytree, set_field
+from mithril_opt.core.schedule import Schedule, require_schedule
+from mithril_opt.core.tree import select
+from mithril_opt.core.typing import Array, PyTree
+from mithril_opt.schedulers.numerics import LARGEST
 
 
 @pytree
@@ -116,7 +117,7 @@ class ChainedScheduler(Schedule):
     def value_given(self, step: Array, memory: PyTree) -> Array:
         memories = memory or (None,) * len(self.schedulers)
         factors = [schedule.read(own, step) for schedule, own in zip(self.schedulers, memories, strict=True)]
-        return functools.reduce(operator.mul, factors)
+        return functools.reduce(lambda product, factor: jnp.clip(product * factor, -LARGEST, LARGEST), factors)
 
 
 @pytree

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from mithril_opt._numerics import between, half_cosine, half_wave, multiple_divmod, ratio, scalar_f32
-from mithril_opt._pytree import number, pytree, steps
-from mithril_opt._typing import Array, Scalar
-from mithril_opt.schedulers.base import MAX_STEP, Schedule
+from mithril_opt.core.fields import Factor, number, steps
+from mithril_opt.core.numerics import scalar_f32
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.schedule import MAX_STEP, Schedule
+from mithril_opt.core.typing import Array, Scalar
+from mithril_opt.schedulers.numerics import between, half_cosine, half_wave, multiple_divmod, ratio
 
 
 @pytree
@@ -136,10 +138,10 @@ class CosineCyclesLR(Schedule):
 
     base_lr: Scalar = number(minimum=0)
     decay_steps: int | Array = steps()
-    num_cycles: Scalar = number(default=0.5, minimum=0, maximum=10_000)
+    num_cycles: Factor = number(default=0.5, minimum=0, maximum=10_000, exact=True)
 
     def value(self, step: Array) -> Array:
-        return self.base_lr * half_cosine(step, self.decay_steps, 2 * self.num_cycles)
+        return self.base_lr * half_cosine(step, self.decay_steps, self.num_cycles)
 
 
 @pytree

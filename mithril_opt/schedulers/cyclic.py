@@ -6,10 +6,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mithril_opt._numerics import between, half_wave, integer_power, scalar_f32
-from mithril_opt._pytree import number, pytree, static, steps
-from mithril_opt._typing import Array, Scalar
-from mithril_opt.schedulers.base import Schedule, check_choice
+from mithril_opt.core.decay_rate import DecayRate
+from mithril_opt.core.fields import Factor, decay_rate, number, static, steps
+from mithril_opt.core.numerics import scalar_f32
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.schedule import Schedule, check_choice
+from mithril_opt.core.typing import Array, Scalar
+from mithril_opt.schedulers.numerics import LARGEST, between, half_wave, integer_power
 
 
 @pytree
@@ -44,7 +47,7 @@ class CyclicLR(Schedule):
     step_size_up: int | Array = steps(default=2000)
     step_size_down: int | Array | None = steps(default=None, minimum=0, optional=True)
     mode: str = static(default="triangular")
-    gamma: Scalar = number(default=1.0, minimum=0)
+    gamma: Factor = decay_rate(default=1.0, below=math.inf)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,12 +64,19 @@ class CyclicLR(Schedule):
         cycle, place = jnp.divmod(step, length)
         done = jnp.where(place < up, place, length - place)
         left = jnp.where(place < up, up - place, place - up)
-        return between(self.base_lr, self.base_lr + (self.max_lr - self.base_lr) * self._scale(step, cycle), done, left)
+        return between(self.base_lr, self._peak(step, cycle), done, left)
 
-    def _scale(self, step: Array, cycle: Array) -> Any:
+    def _peak(self, step: Array, cycle: Array) -> Any:
+        """The rate at which the cycle would peak, base_lr (1 − f) + max_lr f: the first part is no difference of rates."""
         if self.mode == "triangular":
-            return 1.0
-        return integer_power(0.5, cycle) if self.mode == "triangular2" else integer_power(self.gamma, step)
+            return self.max_lr
+        factor, n = (DecayRate(0.5), cycle) if self.mode == "triangular2" else (self.gamma, step)
+        grows, (value, rest) = factor.complement < 0, factor.parts()
+        falling = DecayRate(jnp.where(grows, 1, value), jnp.where(grows, 0, rest)).one_minus_power(n.astype(jnp.float32))
+        peak = self.base_lr * jnp.where(n == 0, 0, falling) + integer_power(factor, n, self.max_lr)
+        height = scalar_f32(self.max_lr - self.base_lr)
+        grown = self.base_lr + jnp.sign(height) * integer_power(factor, n, jnp.abs(height))
+        return jnp.where(grows, jnp.clip(grown, -LARGEST, LARGEST), peak)
 
     def momentum_schedule(self, base_momentum: Scalar = 0.8, max_momentum: Scalar = 0.9) -> "CyclicLR":
         """The momentum that falls while the rate rises: a schedule for `momentum` or `beta1` with the same cycles.

@@ -1,13 +1,15 @@
 """PyTorch's schedules that multiply the base rate by a factor of the step."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
 
-from mithril_opt._numerics import between, integer_power, ratio
-from mithril_opt._pytree import number, pytree, steps
-from mithril_opt._typing import Array, Scalar
-from mithril_opt.schedulers.base import Schedule
+from mithril_opt.core.fields import Factor, decay_rate, number, steps
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.schedule import Schedule
+from mithril_opt.core.typing import Array, Scalar
+from mithril_opt.schedulers.numerics import between, integer_power, ratio
 
 
 @pytree
@@ -30,10 +32,10 @@ class StepLR(Schedule):
 
     base_lr: Scalar = number(minimum=0)
     step_size: int | Array = steps()
-    gamma: Scalar = number(default=0.1, minimum=0)
+    gamma: Factor = decay_rate(default=0.1, below=math.inf)
 
     def value(self, step: Array) -> Array:
-        return self.base_lr * integer_power(self.gamma, step // self.step_size)
+        return integer_power(self.gamma, step // self.step_size, self.base_lr)
 
 
 @pytree
@@ -56,11 +58,11 @@ class MultiStepLR(Schedule):
 
     base_lr: Scalar = number(minimum=0)
     milestones: Any = steps(minimum=0, increasing=True)
-    gamma: Scalar = number(default=0.1, minimum=0)
+    gamma: Factor = decay_rate(default=0.1, below=math.inf)
 
     def value(self, step: Array) -> Array:
         passed = sum((jnp.int32(step >= milestone) for milestone in self.milestones), start=jnp.zeros_like(step))
-        return self.base_lr * integer_power(self.gamma, passed)
+        return integer_power(self.gamma, passed, self.base_lr)
 
 
 @pytree
@@ -81,10 +83,10 @@ class ExponentialLR(Schedule):
     """
 
     base_lr: Scalar = number(minimum=0)
-    gamma: Scalar = number(minimum=0)
+    gamma: Factor = decay_rate(below=math.inf)
 
     def value(self, step: Array) -> Array:
-        return self.base_lr * integer_power(self.gamma, step)
+        return integer_power(self.gamma, step, self.base_lr)
 
 
 @pytree

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt._numerics import integer_power
-from mithril_opt._pytree import number, pytree, static
-from mithril_opt._typing import Array, Scalar
-from mithril_opt.schedulers.base import MAX_STEP, Schedule
+from mithril_opt.core.fields import number, static
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.schedule import MAX_STEP, Schedule
+from mithril_opt.core.typing import Array, Scalar
+from mithril_opt.schedulers.numerics import LARGEST, integer_power
 
 CHUNK = 4096
 
@@ -81,8 +82,9 @@ class MultiplicativeLR(Schedule):
 
     def value(self, step: Array) -> Array:
         constant = _constant_value(self.lr_lambda)
-        product = _product(self.lr_lambda, step) if constant is None else integer_power(constant, step)
-        return self.base_lr * product
+        if constant is not None:
+            return integer_power(constant, step, self.base_lr)
+        return self.base_lr * jnp.minimum(_product(self.lr_lambda, step), LARGEST)
 
 
 def _require_function(owner: Any, function: Any) -> None:

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mithril_opt._typing import Array, Scalar
+from mithril_opt.core.pytorch_calls import no_optimizer
+from mithril_opt.core.schedule import Schedule
+from mithril_opt.core.typing import Array, Scalar
 from mithril_opt.schedulers import compose, cosine, cyclic, decay, function, plateau, stable, warmup
 from mithril_opt.schedulers import transformers as hf
-from mithril_opt.schedulers.base import Schedule, no_optimizer
 
 
 class SchedulerType(enum.StrEnum):

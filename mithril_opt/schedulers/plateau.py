@@ -4,10 +4,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from mithril_opt._numerics import integer_power, saturating_increment, scalar_f32
-from mithril_opt._pytree import number, pytree, static, steps
-from mithril_opt._typing import Array, Scalar
-from mithril_opt.schedulers.base import Schedule, check_choice
+from mithril_opt.core.fields import Factor, decay_rate, number, static, steps
+from mithril_opt.core.numerics import saturating_increment, scalar_f32
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.schedule import Schedule, check_choice
+from mithril_opt.core.typing import Array, Scalar
+from mithril_opt.schedulers.numerics import integer_power
 
 
 class PlateauState(NamedTuple):
@@ -78,7 +80,7 @@ class ReduceLROnPlateau(Schedule):
 
     base_lr: Scalar = number(minimum=0)
     mode: str = static(default="min")
-    factor: Scalar = number(default=0.1, minimum=0, below=1)
+    factor: Factor = decay_rate(default=0.1)
     patience: int | Array = steps(default=10, minimum=0)
     threshold: Scalar = number(default=1e-4, minimum=0)
     threshold_mode: str = static(default="rel")
@@ -127,5 +129,5 @@ class ReduceLROnPlateau(Schedule):
         return self._rate(reductions) - self._rate(reductions + 1) > self.eps
 
     def _rate(self, reductions: Array) -> Array:
-        reduced = jnp.maximum(self.base_lr * integer_power(self.factor, reductions), self.min_lr)
+        reduced = jnp.maximum(integer_power(self.factor, reductions, self.base_lr), self.min_lr)
         return jnp.where(reductions == 0, self.base_lr, reduced)

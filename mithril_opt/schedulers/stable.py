@@ -2,10 +2,11 @@
 
 import jax.numpy as jnp
 
-from mithril_opt._numerics import half_cosine, half_wave, ratio
-from mithril_opt._pytree import number, pytree, static, steps
-from mithril_opt._typing import Array, Scalar
-from mithril_opt.schedulers.base import Schedule, check_choice
+from mithril_opt.core.fields import Factor, number, static, steps
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.schedule import Schedule, check_choice
+from mithril_opt.core.typing import Array, Scalar
+from mithril_opt.schedulers.numerics import half_cosine, half_wave, ratio
 
 SHAPES = ("linear", "cosine", "1-sqrt")
 
@@ -47,7 +48,7 @@ class WarmupStableDecayLR(Schedule):
     warmup_type: str = static(default="linear")
     decay_type: str = static(default="cosine")
     min_lr_ratio: Scalar = number(default=0.0, minimum=0, maximum=1)
-    num_cycles: Scalar = number(default=0.5, minimum=0, maximum=10_000)
+    num_cycles: Factor = number(default=0.5, minimum=0, maximum=10_000, exact=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,5 +75,5 @@ class WarmupStableDecayLR(Schedule):
             return rest / (1 + jnp.sqrt(1 - rest))
         if self.decay_type == "linear":
             return rest
-        wave = half_cosine(step, jnp.maximum(self.num_decay_steps, 1), 2 * self.num_cycles)
+        wave = half_cosine(step, jnp.maximum(self.num_decay_steps, 1), self.num_cycles)
         return jnp.where(step < self.num_decay_steps, wave, 0.0)

@@ -5,8 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mithril_opt._typing import Array, Scalar
-from mithril_opt.schedulers.base import Schedule, no_optimizer
+from mithril_opt.core.pytorch_calls import no_optimizer
+from mithril_opt.core.schedule import Schedule
+from mithril_opt.core.typing import Array, Scalar
 from mithril_opt.schedulers.cosine import CosineCyclesLR, CosineHardRestartsLR
 from mithril_opt.schedulers.decay import ConstantLR, LinearLR, PolynomialDecayLR
 from mithril_opt.schedulers.plateau import ReduceLROnPlateau

@@ -5,11 +5,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt._numerics import between, half_wave, ratio, scalar_f32
-from mithril_opt._pytree import number, pytree, set_field, steps
-from mithril_opt._tree import select
-from mithril_opt._typing import Array, PyTree, Scalar
-from mithril_opt.schedulers.base import Schedule, require_schedule
+from mithril_opt.core.fields import number, steps
+from mithril_opt.core.numerics import scalar_f32
+from mithril_opt.core.pytree import pytree, set_field
+from mithril_opt.core.schedule import Schedule, require_schedule
+from mithril_opt.core.tree import select
+from mithril_opt.core.typing import Array, PyTree, Scalar
+from mithril_opt.schedulers.numerics import between, half_wave, ratio
 
 
 @pytree

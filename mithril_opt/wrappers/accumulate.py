@@ -1,17 +1,19 @@
 """Gradient accumulation."""
 
-import functools
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mithril_opt._numerics import compute_dtype, real_dtype
-from mithril_opt._pytree import pytree, static, with_fields
-from mithril_opt._state import Window, check_state
-from mithril_opt._tree import agree, merge, trained, widen
-from mithril_opt._typing import Array, PyTree
-from mithril_opt.optimizer import Optimizer, check_optimizer
+from mithril_opt.core.fields import static
+from mithril_opt.core.numerics import compute_dtype, real_dtype
+from mithril_opt.core.optimizer import Optimizer, apply_updates, moved, plain
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.slots import check_tree
+from mithril_opt.core.state import Window
+from mithril_opt.core.tree import overlay, trained, widen
+from mithril_opt.core.typing import Array, PyTree
+from mithril_opt.wrappers.base import StatefulWrapper
 
 
 class AccumulateState(NamedTuple):
@@ -23,6 +25,14 @@ class AccumulateState(NamedTuple):
             parameters; None where nothing trains.
         micro_step: int32 scalar, the number of gradients in this window.
         verdict: int32 scalar, why this window will be dropped; 0 if it will not.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import SGD, Accumulate
+        >>> optimizer, params = Accumulate(SGD(), every=4), jnp.ones(2)
+        >>> params, state = optimizer.update(params, params, optimizer.init(params))
+        >>> state.micro_step, state.optimizer.step
+        (Array(1, dtype=int32), Array(0, dtype=int32))
     """
 
     optimizer: Any
@@ -32,7 +42,7 @@ class AccumulateState(NamedTuple):
 
 
 @pytree
-class Accumulate(Optimizer):
+class Accumulate(StatefulWrapper):
     """Gradient accumulation: one update of the inner optimizer on the mean of `every` gradients.
 
     The n-th gradient of a window enters a running mean, m ← (1 − 1/n) m + g/n in float32, which finite gradients cannot
@@ -46,7 +56,7 @@ class Accumulate(Optimizer):
         every: k ≥ 1, the number of gradients in a window.
 
     Raises:
-        ValueError: `every` is no integer of at least 1.
+        ValueError: `every` is no integer of at least 1, or `optimizer` accumulates itself.
         TypeError: `optimizer` is no `Optimizer`.
 
     Example:
@@ -66,43 +76,41 @@ class Accumulate(Optimizer):
     every: int = static()
 
     def __post_init__(self) -> None:
-        check_optimizer("Accumulate: optimizer", self.optimizer)
+        super().__post_init__()
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise ValueError(f"Accumulate: every must be an integer of at least 1, got {self.every!r}")
+        if self.optimizer.window_length not in (None, 1):
+            raise ValueError("Accumulate: the optimizer accumulates already; give the product of both lengths as every")
+
+    @property
+    def state_type(self) -> type:
+        return AccumulateState
+
+    @property
+    def window_length(self) -> int:
+        return self.every
 
     def init(self, params: PyTree) -> AccumulateState:
         leaves = self.drop_frozen(trained(params), trained(params))
         mean = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=compute_dtype(jnp.result_type(leaf))), leaves)
         return AccumulateState(self.optimizer.init(params), mean, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
-    def update(self, params: PyTree, grads: PyTree, state: AccumulateState) -> tuple[PyTree, AccumulateState]:
-        new_params, state = self._run("update", params, grads, state)
-        return merge(params, new_params), state
+    def compute_updates(
+        self, params: PyTree, grads: PyTree, state: AccumulateState, **extra_args: Any
+    ) -> tuple[PyTree, AccumulateState]:
+        check_tree(params, state.mean, "mean of its gradients")
+        (closes, verdict), mean = self.window(state), _mean(state, grads)
+        given = jax.tree.map(lambda mean, grad: None if grad is None else mean, mean, grads, is_leaf=_is_none)
 
-    def compute_updates(self, params: PyTree, grads: PyTree, state: AccumulateState) -> tuple[PyTree, AccumulateState]:
-        """The updates −η d and the new state, without applying them: zeros on all but the k-th call."""
-        return self._run("compute_updates", params, grads, state)
+        def apply(params: PyTree, mean: PyTree, inner: Any) -> tuple[PyTree, PyTree, Any]:
+            updates, inner = self.optimizer.compute_updates(params, mean, inner, **extra_args)
+            return overlay(params, apply_updates(params, updates), params), plain(updates), inner
 
-    def _run(self, method: str, params: PyTree, grads: PyTree, state: AccumulateState) -> tuple[PyTree, AccumulateState]:
-        check_state(self, grads, state, AccumulateState)
-        grads = agree(params, grads)
-        agree(params, state.mean, ("parameter", "mean of its gradients in the state"))
-        return _micro_step(method, self.resolve(state), trained(params), grads, state)
+        def keep(params: PyTree, mean: PyTree, inner: Any) -> tuple[PyTree, PyTree, Any]:
+            return params, jax.tree.map(_zero_update, mean, params, is_leaf=_is_none), inner
 
-    def at(self, step: Any, schedules: PyTree = None) -> Self:
-        return with_fields(self, optimizer=self.optimizer.at(step, schedules))
-
-    def resolve(self, state: AccumulateState) -> Self:
-        return with_fields(self, optimizer=self.optimizer.resolve(state.optimizer))
-
-    def get_learning_rate(self, state: AccumulateState) -> Any:
-        return self.optimizer.get_learning_rate(state.optimizer)
-
-    def observe(self, state: AccumulateState, metric: Any) -> AccumulateState:
-        return state._replace(optimizer=self.optimizer.observe(state.optimizer, metric))
-
-    def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
-        return self.optimizer.drop_frozen(params, grads)
+        new, updates, inner = jax.lax.cond(closes & (verdict == 0), apply, keep, params, given, state.optimizer)
+        return moved(params, updates, new), _advance(state._replace(optimizer=inner, mean=mean), closes, verdict)
 
     def window(self, state: AccumulateState) -> Window:
         return Window(closes=state.micro_step + 1 >= self.every, verdict=state.verdict)
@@ -110,25 +118,6 @@ class Accumulate(Optimizer):
     def skip(self, state: AccumulateState, verdict: Array) -> AccumulateState:
         """The state after a micro-step that spoils its window: the window counts on to its end and is dropped there."""
         return _advance(state, self.window(state).closes, jnp.maximum(state.verdict, verdict))
-
-
-@functools.partial(jax.jit, static_argnums=0)  # so that a call outside jit compiles itself once
-def _micro_step(
-    method: str, optimizer: Accumulate, params: PyTree, grads: PyTree, state: AccumulateState
-) -> tuple[PyTree, AccumulateState]:
-    closes, verdict = optimizer.window(state)
-
-    def apply(params: PyTree, mean: PyTree, inner: Any) -> tuple[PyTree, Any]:
-        given = jax.tree.map(lambda mean, grad: None if grad is None else mean, mean, grads, is_leaf=_is_none)
-        return getattr(optimizer.optimizer, method)(params, given, inner)
-
-    def keep(params: PyTree, mean: PyTree, inner: Any) -> tuple[PyTree, Any]:
-        nothing = method == "compute_updates"
-        return jax.tree.map(jnp.zeros_like, jax.eval_shape(apply, params, mean, inner)[0]) if nothing else params, inner
-
-    mean = _mean(state, grads)
-    output, inner = jax.lax.cond(closes & (verdict == 0), apply, keep, params, mean, state.optimizer)
-    return output, _advance(state._replace(optimizer=inner, mean=mean), closes, verdict)
 
 
 def _advance(state: AccumulateState, closes: Array, verdict: Array) -> AccumulateState:
@@ -149,6 +138,10 @@ def _mean(state: AccumulateState, grads: PyTree) -> PyTree:
         return kept if grad is None else kept + widen(grad).astype(mean.dtype) * share.astype(mean.dtype)
 
     return jax.tree.map(on_leaf, state.mean, grads, is_leaf=_is_none)
+
+
+def _zero_update(mean: Array | None, param: Array) -> Array | None:
+    return None if mean is None else jnp.zeros_like(param, dtype=mean.dtype)
 
 
 def _is_none(leaf: Any) -> bool:

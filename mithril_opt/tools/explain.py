@@ -1,18 +1,17 @@
 """What an optimizer will do to every parameter, said before training starts."""
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt._table import Table
-from mithril_opt._tree import leaves_with_paths, trains
-from mithril_opt._typing import PyTree
-from mithril_opt.multi import Frozen, MultiOptimizer, state_bytes
-from mithril_opt.optimizer import LeafOptimizer
-from mithril_opt.optimizers import AdaGrad, Adam, AdamW, RMSProp
+from mithril_opt.core.slots import state_bytes
+from mithril_opt.core.table import Table
+from mithril_opt.core.tree import leaves_with_paths
+from mithril_opt.core.typing import PyTree
 
 COLUMNS = ("path", "shape", "dtype", "group", "optimizer", "rate at start", "peak", "end", "decay", "state bytes")
 # A longer run is looked at in so many places.
@@ -26,13 +25,13 @@ class Plan(NamedTuple):
         group: its name in a `MultiOptimizer`, "a/b" for a nested one; empty without one.
         owner: the optimizer.
         rates: its learning rate at every step of the run and at the one after; None if it keeps that to itself.
-        decay: its largest weight decay in the run; None likewise.
+        decay: the largest value in the run of a weight decay, a number or a schedule.
     """
 
     group: str
     owner: Any
     rates: np.ndarray | None
-    decay: float | None
+    decay: Callable[[Any], float]
 
 
 def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
@@ -67,7 +66,7 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     if not isinstance(total_steps, int) or not 1 <= total_steps < 2**31:
         raise ValueError(f"total_steps must be an integer from 1 to 2147483647, got {total_steps!r}")
     leaves, sizes = leaves_with_paths(params), state_bytes(optimizer, params)
-    plans = dict(_plans(optimizer, params, total_steps))
+    plans = _plans(optimizer, params, total_steps)
     rows = [_row(*leaves[i], plans[i], sizes[i]) for i in sorted(plans)]
     texts = [text for plan in {id(plan): plan for plan in plans.values()}.values() for text in _warnings_of_plan(plan)]
     texts += _grouped(pair for i in sorted(plans) for pair in _warnings_of_leaf(*leaves[i], plans[i]))
@@ -79,34 +78,24 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     return table
 
 
-def _plans(optimizer: Any, params: PyTree, total_steps: int, group: str = "") -> Iterator[tuple[int, Plan]]:
-    """The position of each leaf that trains, with the plan of the innermost optimizer that it belongs to."""
-    leaves, structure = jax.tree.flatten(params)
-    if hasattr(optimizer, "optimizer"):  # a wrapper, or a trainer
-        yield from _plans(optimizer.optimizer, params, total_steps, group)
-    elif isinstance(optimizer, MultiOptimizer):
-        owners = optimizer.owners(params)
-        for name, inner in optimizer.optimizers.items():
-            positions = [i for i, owner in enumerate(owners) if owner == name]
-            own = structure.unflatten([leaf if owner == name else None for leaf, owner in zip(leaves, owners, strict=True)])
-            for i, plan in _plans(inner, own, total_steps, f"{group}/{name}".lstrip("/")):
-                yield positions[i], plan
-    else:
-        rates, decays = _over_the_run(optimizer, total_steps)
-        plan = Plan(group, optimizer, rates, None if decays is None else float(decays.max()))
-        yield from ((i, plan) for i, leaf in enumerate(leaves) if trains(leaf))
+def _plans(optimizer: Any, params: PyTree, total_steps: int) -> dict[int, Plan]:
+    """The plan of the innermost optimizer that each leaf belongs to, by the position of the leaf."""
+    plans: dict[tuple[str, int], Plan] = {}
+    found = {}
+    for i, rule in enumerate(optimizer.rules(params)):
+        if rule is not None:
+            group, owner = rule
+            key = group, id(owner)
+            plans[key] = plans.get(key) or Plan(group, owner, *_over_the_run(owner, total_steps))
+            found[i] = plans[key]
+    return found
 
 
-def _over_the_run(owner: Any, total_steps: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Learning rate and weight decay at the steps of the run and at the one after."""
-    if isinstance(owner, Frozen):
-        return np.zeros(2), np.zeros(2)
+def _over_the_run(owner: Any, total_steps: int) -> tuple[np.ndarray | None, Callable[[Any], float]]:
+    """The learning rate at the steps of the run and at the one after, and the largest value of a number in the run."""
     steps = np.unique(np.linspace(0, total_steps - 1, min(total_steps, MOST_STEPS)).astype(np.int64))
-    steps = np.append(steps, total_steps)
-    rates = _values(owner.learning_rate, steps) if hasattr(owner, "learning_rate") else None
-    if hasattr(owner, "weight_decay"):
-        return rates, _values(0.0 if owner.weight_decay is None else owner.weight_decay, steps)
-    return rates, np.zeros(2) if isinstance(owner, LeafOptimizer) else None
+    largest = functools.cache(lambda number: float(_values(number, steps).max()))
+    return None if owner.rate is None else _values(owner.rate, np.append(steps, total_steps)), largest
 
 
 def _values(number: Any, steps: np.ndarray) -> np.ndarray:
@@ -122,8 +111,8 @@ def _row(path: str, leaf: Any, plan: Plan, size: int) -> tuple[Any, ...]:
 
 
 def _decay(path: str, leaf: Any, plan: Plan) -> float | None:
-    mask = getattr(plan.owner, "decay_mask", None)
-    return plan.decay if mask is None or mask(path, leaf) else 0.0
+    decays = plan.owner.decays(path, leaf)
+    return None if decays is None else max(map(plan.decay, decays), default=0.0)
 
 
 def _warnings_of_plan(plan: Plan) -> Iterator[str]:
@@ -141,7 +130,7 @@ def _warnings_of_leaf(path: str, leaf: Any, plan: Plan) -> Iterator[tuple[str, s
         elif jnp.ndim(leaf) < 2 or last in ("bias", "scale", "offset"):
             yield "a bias or a norm scale should not decay", path
     rate = 0.0 if plan.rates is None else float(plan.rates.max())
-    if isinstance(plan.owner, Adam | AdamW | RMSProp | AdaGrad) and rate and _too_large_for(rate, leaf):
+    if plan.owner.unit_steps and rate and _too_large_for(rate, leaf):
         dtype = str(leaf.dtype)
         yield f"a rate of at most {rate:.2g} is rounded away in {dtype} weights of this size; keep them in float32", path
 

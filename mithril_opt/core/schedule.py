@@ -16,16 +16,16 @@ A schedule of the count alone defines `value` and inherits the rest. A schedule 
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Set
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt._pytree import check_numbers, pytree, static
-from mithril_opt._typing import Array, PyTree
+from mithril_opt.core.fields import static
+from mithril_opt.core.pytorch_calls import refuse_optimizer
+from mithril_opt.core.pytree import check_numbers, pytree
+from mithril_opt.core.typing import Array, PyTree
 
 MAX_STEP = 2**31 - 1
 
@@ -139,67 +139,6 @@ def check_choice(owner: Any, field: str, accepted: tuple[str, ...]) -> None:
         raise ValueError(f"{type(owner).__name__}: {field} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 
-def refuse_optimizer(
-    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, position: int = 0, takes_rate: bool = True
-) -> None:
-    """Raise a TypeError with the line to write if `name(*args, **kwargs)` was called the way PyTorch's schedulers are, with an
-    optimizer among the arguments.
-
-    Args:
-        position: where the optimizer stands in such a call.
-        takes_rate: whether we take there the rate, which PyTorch's scheduler finds in the optimizer.
-    """
-    if not any(_is_optimizer(value) for value in (*args, *kwargs.values())):
-        return
-    positional = [_shown(value) for value in args if not _is_optimizer(value)]
-    named = {key: _shown(value) for key, value in kwargs.items() if key != "last_epoch" and not _is_optimizer(value)}
-    before = ", ".join(positional[:position])
-    after = ", ".join([*positional[position:], *(f"{key}={value}" for key, value in named.items())])
-    ours = [before, "0.001" if takes_rate and "base_lr" not in named else "", after]
-    raise TypeError(
-        f"{name} takes numbers, not an optimizer: the schedule is given to the optimizer. Write "
-        f"Adam(learning_rate={name}({', '.join(filter(None, ours))})) instead of "
-        f"{name}({', '.join(filter(None, [before, 'optimizer', after]))})"
-    )
-
-
-def _is_optimizer(value: Any) -> bool:
-    """Whether `value` is an optimizer of this library, of PyTorch or of optax: it has a method `update` or `step`."""
-    if callable(value) or isinstance(value, jax.Array | Mapping | Set):  # if these have an `update`, it is something else
-        return False
-    return callable(getattr(value, "update", None)) or callable(getattr(value, "step", None))
-
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-
-def no_optimizer(position: int = 0) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """A decorator for functions that make a schedule: an optimizer at `position` gets the line to write."""
-
-    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-        @functools.wraps(function)
-        def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-            refuse_optimizer(function.__name__, args, kwargs, position=position)
-            return function(*args, **kwargs)
-
-        return checked
-
-    return decorate
-
-
-def _shown(value: Any) -> str:
-    """An argument as one would write it; what is long or has no name as `...`."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_shown, value))}]"
-    if isinstance(value, Schedule):
-        return f"{type(value).__name__}(...)"
-    if isinstance(value, bool | int | float | str | None):
-        return repr(value)
-    name = getattr(value, "__name__", "")
-    return name if name.isidentifier() else "..."
-
-
 def as_step(step: Any) -> Array:
     """`step` as int32, negative numbers as 0 and larger ones than int32 holds as the largest."""
     if isinstance(step, int) and not isinstance(step, bool):
@@ -209,3 +148,19 @@ def as_step(step: Any) -> Array:
         raise TypeError(f"a schedule takes an integer step, got {step!r}")
     wide = steps.astype(np.int32) if steps.dtype.itemsize < 4 else steps  # MAX_STEP is no int8
     return jnp.asarray(wide.clip(0, MAX_STEP), jnp.int32)
+
+
+def fresh_memories(optimizer: Any) -> dict[str, PyTree]:
+    """What the metric-driven schedules of `optimizer` remember before they have seen anything, by field name."""
+    memories = {name: schedule.init() for name, schedule in optimizer.schedules.items()}
+    return {name: memory for name, memory in memories.items() if memory is not None}
+
+
+def known_memories(optimizer: Any, memories: PyTree) -> PyTree:
+    """`memories`, after checking that they hold something for each schedule that follows a metric."""
+    if missing := sorted(fresh_memories(optimizer).keys() - memories.keys()):
+        raise ValueError(
+            f"{type(optimizer).__name__}: the state remembers nothing for the metric-driven schedules {missing}; "
+            "state._replace(schedules=optimizer.init(params).schedules) starts them afresh"
+        )
+    return memories

@@ -8,8 +8,5 @@ import jax
 Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 Scalar: TypeAlias = float | jax.Array
-# A number, a `Schedule` or a plain function of the step; None switches an optional feature off. Any, because a rule only ever
-# computes with the number.
-ScalarOrSchedule: TypeAlias = Any
 # Which leaves decay: `(path, leaf) -> bool`, the path as "decoder/0/w".
 DecayMask: TypeAlias = Callable[[str, Any], bool]

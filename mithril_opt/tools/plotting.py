@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mithril_opt.schedulers.base import as_schedule
+from mithril_opt.core.schedule import as_schedule
 
 
 def plot_schedule(schedule: Any, num_steps: int, ax: Any = None, *, steps_per_epoch: int | None = None) -> Any:

@@ -4,28 +4,30 @@ A leaf *trains* if it is a floating or complex array (a Python float or complex 
 (integers, booleans, PRNG keys, strings, functions) is a *passenger*: it is handed back as it came. None is an empty subtree.
 """
 
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
-from jax.tree_util import GetAttrKey
 
-from mithril_opt._numerics import compute_dtype
-from mithril_opt._typing import Array, PyTree
+from mithril_opt.core.numerics import compute_dtype
+from mithril_opt.core.typing import Array, PyTree
 
 
-def path_string(path: Any) -> str:
-    """A key path as `a/b/0/c`. The attribute `value` that nnx's variables end in is dropped."""
-    if path and isinstance(path[-1], GetAttrKey) and path[-1].name == "value":
-        path = path[:-1]
+def leaves_with_paths(tree: PyTree, is_leaf: Callable[[Any], bool] = lambda node: False) -> list[tuple[str, Any]]:
+    """The leaves of `tree`, each with its path as `a/b/0/c`. The attribute `value` of nnx's variables is no part of it."""
+    nnx = sys.modules.get("flax.nnx")  # without it there are no variables
+    is_variable = lambda node: nnx is not None and isinstance(node, nnx.Variable)  # noqa: E731
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: is_variable(node) or is_leaf(node))
+    inside = [(path, jax.tree_util.tree_leaves_with_path(node) if is_variable(node) else [((), node)]) for path, node in nodes]
+    return [(_path_string((*path, *own[1:])), leaf) for path, leaves in inside for own, leaf in leaves]
+
+
+def _path_string(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def leaves_with_paths(tree: PyTree) -> list[tuple[str, Any]]:
-    """The leaves of `tree`, each with its path as a string."""
-    return [(path_string(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def trains(leaf: Any) -> bool:
@@ -40,17 +42,17 @@ def trained(params: PyTree) -> PyTree:
 
 
 def overlay(params: PyTree, *trees: PyTree) -> PyTree:
-    """A tree shaped like `params` that holds at each leaf what the one of `trees` that is not None there holds, or None."""
+    """A tree shaped like `params` that holds at each leaf what the first of `trees` that is not None there holds, or None."""
     structure = jax.tree.structure(params)
     columns = zip(*(structure.flatten_up_to(tree) for tree in trees), strict=True)
     return structure.unflatten([next((leaf for leaf in column if leaf is not None), None) for column in columns])
 
 
-def merge(params: PyTree, new: PyTree) -> PyTree:
-    """`new`, with the leaves of `params` where it holds None."""
-    leaves, structure = jax.tree.flatten(params)
-    pairs = zip(leaves, structure.flatten_up_to(new), strict=True)
-    return structure.unflatten([old if leaf is None else leaf for old, leaf in pairs])
+def only(params: PyTree, tree: PyTree, kept: Iterable[bool]) -> PyTree:
+    """`tree`, shaped like `params`, with None at the leaves of `params` that are not `kept`."""
+    structure = jax.tree.structure(params)
+    leaves = zip(structure.flatten_up_to(tree), kept, strict=True)
+    return structure.unflatten([leaf if keep else None for leaf, keep in leaves])
 
 
 def select(condition: Any, new: PyTree, old: PyTree) -> PyTree:
@@ -84,16 +86,24 @@ def agree(params: PyTree, grads: PyTree, names: tuple[str, str] = ("parameter", 
             the first difference.
     """
     leaves, structure = jax.tree.flatten(params)
-    try:
-        candidates = structure.flatten_up_to(grads)
-    except ValueError:
-        raise ValueError(_first_difference(params, grads, *names)) from None
-    fits = [_fitting(param, grad) for param, grad in zip(leaves, candidates, strict=True)]
+    pairs = list(zip(leaves, aligned(params, grads, names), strict=True))
+    fits = [_fitting(param, grad) for param, grad in pairs]
     if not all(fits):
-        path, param = leaves_with_paths(params)[fits.index(False)]
-        grad = describe_leaf(candidates[fits.index(False)])
-        raise ValueError(f"at {path!r} the {names[0]} is {describe_leaf(param)} but the {names[1]} is {grad}")
-    return structure.unflatten([grad if trains(param) else None for param, grad in zip(leaves, candidates, strict=True)])
+        raise ValueError(_first_misfit(params, pairs, fits.index(False), *names))
+    return structure.unflatten([grad if trains(param) else None for param, grad in pairs])
+
+
+def _first_misfit(params: PyTree, pairs: list[tuple[Any, Any]], first: int, param: str, grad: str) -> str:
+    path, (ours, theirs) = leaves_with_paths(params)[first][0], pairs[first]
+    return f"at {path!r} the {param} is {describe_leaf(ours)} but the {grad} is {describe_leaf(theirs)}"
+
+
+def aligned(params: PyTree, tree: PyTree, names: tuple[str, str]) -> list[Any]:
+    """What `tree`, shaped like `params`, holds at each leaf of `params`; a ValueError with the path of the first difference."""
+    try:
+        return jax.tree.structure(params).flatten_up_to(tree)
+    except ValueError:
+        raise ValueError(_first_difference(params, tree, *names)) from None
 
 
 def _fitting(param: Any, grad: Any) -> bool:
@@ -105,7 +115,7 @@ def _fitting(param: Any, grad: Any) -> bool:
 def _first_difference(params: PyTree, grads: PyTree, param: str, grad: str) -> str:
     """Where two trees of different structure part: the first path that one of them lacks."""
     ours = leaves_with_paths(params)
-    theirs = {path_string(path): leaf for path, leaf in _with_none(grads)}
+    theirs = dict(leaves_with_paths(grads, is_leaf=lambda leaf: leaf is None))
     for path, leaf in ours:
         if path not in theirs:
             return f"at {path!r} the {param} is {describe_leaf(leaf)} but there is no {grad}"
@@ -113,10 +123,6 @@ def _first_difference(params: PyTree, grads: PyTree, param: str, grad: str) -> s
         if path not in dict(ours):
             return f"at {path!r} there is a {grad}, {describe_leaf(leaf)}, but no {param}"
     return f"each {param} is in {jax.tree.structure(params)} but each {grad} in {jax.tree.structure(grads)}"
-
-
-def _with_none(tree: PyTree) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: leaf is None)
 
 
 def describe_leaf(leaf: Any) -> str:

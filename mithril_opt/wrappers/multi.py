@@ -1,54 +1,25 @@
 """One optimizer made of several: embeddings here, the body there."""
 
 import fnmatch
-import inspect
-import math
+import functools
 import re
 from collections.abc import Callable
 from types import EllipsisType
 from typing import Any, Self, TypeAlias
 
-import jax
 import jax.numpy as jnp
 
-from mithril_opt._numerics import saturating_increment
-from mithril_opt._pytree import pytree, set_field, static, with_fields
-from mithril_opt._slots import parameter_of_each_leaf
-from mithril_opt._state import OptState, check_state
-from mithril_opt._table import Table
-from mithril_opt._tree import agree, describe_leaf, leaves_with_paths, merge, overlay, trained, trains
-from mithril_opt._typing import Array, PyTree
-from mithril_opt.optimizer import Optimizer, check_optimizer
+from mithril_opt.core.fields import static
+from mithril_opt.core.numerics import saturating_increment
+from mithril_opt.core.optimizer import Optimizer, check_optimizer
+from mithril_opt.core.pytree import pytree, set_field, with_fields
+from mithril_opt.core.slots import state_bytes
+from mithril_opt.core.state import OptState, Window, check_state
+from mithril_opt.core.table import Table
+from mithril_opt.core.tree import describe_leaf, leaves_with_paths, only, overlay, trains
+from mithril_opt.core.typing import Array, PyTree
 
 Pattern: TypeAlias = str | re.Pattern[str] | Callable[[str, Any], bool] | EllipsisType
-
-
-@pytree
-class Frozen(Optimizer):
-    """An optimizer for parameters that do not train: they stay as they are, have no slots and do not count in a norm.
-
-    Example:
-        >>> from mithril_opt import AdamW, Frozen, MultiOptimizer
-        >>> optimizer = MultiOptimizer({"base": Frozen(), "head": AdamW()}, groups={"base": "backbone/*", "head": ...})
-    """
-
-    def init(self, params: PyTree) -> OptState:
-        return OptState(step=jnp.zeros((), jnp.int32), slots=None, schedules={})
-
-    def update(self, params: PyTree, grads: PyTree, state: OptState) -> tuple[PyTree, OptState]:
-        check_state(self, grads, state)
-        return params, state._replace(step=saturating_increment(state.step))
-
-    def compute_updates(self, params: PyTree, grads: PyTree, state: OptState) -> tuple[PyTree, OptState]:
-        """No updates: None everywhere."""
-        return self.drop_frozen(params, grads), self.update(params, grads, state)[1]
-
-    def get_learning_rate(self, state: OptState) -> Array:
-        """0.0."""
-        return jnp.float32(0)
-
-    def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
-        return jax.tree.map(lambda _: None, params)
 
 
 @pytree
@@ -110,40 +81,44 @@ class MultiOptimizer(Optimizer):
         return hash((tuple(self.optimizers.items()), self.groups))
 
     def init(self, params: PyTree) -> OptState:
-        owners = self.owners(params)
-        states = {name: optimizer.init(_select(params, params, owners, name)) for name, optimizer in self.optimizers.items()}
-        return _join(jnp.zeros((), jnp.int32), states)
-
-    def update(self, params: PyTree, grads: PyTree, state: OptState, **extra_args: Any) -> tuple[PyTree, OptState]:
-        new_params, state = self._each("update", params, grads, state, extra_args)
-        return merge(params, new_params), state
+        parts = zip(self.optimizers.items(), self._split(params), strict=True)
+        return _join(jnp.zeros((), jnp.int32), {name: optimizer.init(own) for (name, optimizer), (own,) in parts})
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: OptState, **extra_args: Any) -> tuple[PyTree, OptState]:
-        """The updates −η d of every group and the new state, without applying them; None where nothing is to be done."""
-        return self._each("compute_updates", params, grads, state, extra_args)
+        updates, states, window = [], {}, self.window(state)
+        for (name, optimizer, part), (own, given) in zip(self._each(state), self._split(params, grads), strict=True):
+            extra = extra_args if optimizer.takes_extra_args else {}
+            update, states[name] = optimizer.compute_updates(own, given, part, **extra)
+            updates.append(update)
+        applied = window.closes & (window.verdict == 0)
+        return overlay(params, *updates), _join(
+            jnp.where(applied, saturating_increment(state.step), jnp.int32(state.step)), states
+        )
 
-    def _each(
-        self, method: str, params: PyTree, grads: PyTree, state: OptState, extra_args: dict[str, Any]
-    ) -> tuple[PyTree, OptState]:
-        check_state(self, grads, state)
-        if extra_args and not takes_extra_args(self):
-            raise TypeError(f"no group of this MultiOptimizer takes the arguments {sorted(extra_args)}")
-        grads, owners = agree(params, grads), self.owners(params)
-        outputs, states = [], {}
-        for name, optimizer in self.optimizers.items():
-            own_params, own_grads = _select(params, params, owners, name), _select(params, grads, owners, name)
-            given = extra_args if takes_extra_args(optimizer) else {}
-            output, states[name] = getattr(optimizer, method)(own_params, own_grads, _part(state, name), **given)
-            outputs.append(output)
-        return overlay(params, *outputs), _join(saturating_increment(state.step), states)
+    def _split(self, params: PyTree, *trees: PyTree) -> list[list[PyTree]]:
+        """For each group `params` and `trees`, shaped like them, with None at the leaves of the other groups."""
+        owners = self.owners(params)
+        kept = [[owner == name for owner in owners] for name in self.optimizers]
+        return [[only(params, tree, keep) for tree in (params, *trees)] for keep in kept]
 
-    def get_learning_rate(self, state: OptState) -> dict[str, Array]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _each(self, state: OptState) -> list[tuple[str, Optimizer, Any]]:
+        """Name, optimizer and state of every group."""
+        check_state(self, state)
+        return [(name, optimizer, _part(state, name)) for name, optimizer in self.optimizers.items()]
+
+    def get_learning_rate(self, state: OptState) -> dict[str, Any]:
         """The rate that the next update will use in each group: float32 scalars by group name."""
-        return {name: optimizer.get_learning_rate(_part(state, name)) for name, optimizer in self.optimizers.items()}
+        return {name: optimizer.get_learning_rate(part) for name, optimizer, part in self._each(state)}
+
+    def learning_rates(self, state: OptState) -> dict[str, Array]:
+        rates = {name: optimizer.learning_rates(part) for name, optimizer, part in self._each(state)}
+        return {_joined(name, inner): rate for name, own in rates.items() for inner, rate in own.items()}
+
+    def with_learning_rate(self, learning_rate: Any) -> Self:
+        raise ValueError("a MultiOptimizer has a learning rate for each group, and no single one that could be replaced")
 
     def observe(self, state: OptState, metric: Any) -> OptState:
-        states = {name: optimizer.observe(_part(state, name), metric) for name, optimizer in self.optimizers.items()}
-        return _join(state.step, states)
+        return _join(state.step, {name: optimizer.observe(part, metric) for name, optimizer, part in self._each(state)})
 
     def at(self, step: Any, schedules: PyTree = None) -> Self:
         memories = schedules or {}
@@ -151,16 +126,55 @@ class MultiOptimizer(Optimizer):
         return with_fields(self, optimizers=optimizers)
 
     def resolve(self, state: OptState) -> Self:
-        resolved = {name: optimizer.resolve(_part(state, name)) for name, optimizer in self.optimizers.items()}
-        return with_fields(self, optimizers=resolved)
+        return with_fields(self, optimizers={name: optimizer.resolve(part) for name, optimizer, part in self._each(state)})
+
+    def eval_params(self, params: PyTree, state: OptState) -> PyTree:
+        parts = zip(self._each(state), self._split(params), strict=True)
+        return overlay(params, *(optimizer.eval_params(own, part) for (_, optimizer, part), (own,) in parts), params)
+
+    @property
+    def takes_extra_args(self) -> bool:
+        return any(optimizer.takes_extra_args for optimizer in self.optimizers.values())
+
+    @property
+    def window_length(self) -> int | None:
+        every = (optimizer.window_length for optimizer in self.optimizers.values())
+        lengths = {length for length in every if length is not None}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"the groups accumulate over windows of different lengths, {sorted(lengths)}, which cannot be committed "
+                "together: write Accumulate(MultiOptimizer(...), every=...), or give all groups the same"
+            )
+        return next(iter(lengths), None)
+
+    def window(self, state: OptState) -> Window:
+        """That of the groups, which have one in common; where they accumulate apart, it closes when any of them does."""
+        windows = [optimizer.window(part) for _, optimizer, part in self._each(state) if optimizer.window_length is not None]
+        if not windows:
+            return super().window(state)
+        closes, verdicts = zip(*windows, strict=True)
+        return Window(functools.reduce(jnp.logical_or, closes), functools.reduce(jnp.maximum, verdicts))
+
+    def skip(self, state: OptState, verdict: Array) -> OptState:
+        return _join(state.step, {name: optimizer.skip(part, verdict) for name, optimizer, part in self._each(state)})
+
+    def ready(self, state: OptState) -> Array:
+        verdicts = (optimizer.ready(part) for _, optimizer, part in self._each(state))
+        return functools.reduce(jnp.logical_and, verdicts)
 
     def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
-        owners = self.owners(params)
-        kept = [
-            optimizer.drop_frozen(_select(params, params, owners, name), _select(params, grads, owners, name))
-            for name, optimizer in self.optimizers.items()
-        ]
-        return overlay(params, *kept)
+        parts = zip(self.optimizers.values(), self._split(params, grads), strict=True)
+        return overlay(params, *(optimizer.drop_frozen(own, given) for optimizer, (own, given) in parts))
+
+    def rules(self, params: PyTree) -> list[tuple[str, Optimizer] | None]:
+        parts = zip(self.optimizers.items(), self._split(params), strict=True)
+        found = {name: iter(optimizer.rules(own)) for (name, optimizer), (own,) in parts}
+
+        def rule(owner: str | None) -> tuple[str, Optimizer] | None:
+            inner = None if owner is None else next(found[owner])
+            return inner and (f"{owner}/{inner[0]}".rstrip("/"), inner[1])
+
+        return [rule(owner) for owner in self.owners(params)]
 
     def describe(self, params: PyTree) -> Table:
         """A table of what happens to each leaf: path, shape, dtype, group, optimizer and bytes of state.
@@ -205,43 +219,24 @@ def _matches(pattern: Any, path: str, leaf: Any) -> bool:
     return bool(pattern.search(path)) if isinstance(pattern, re.Pattern) else bool(pattern(path, leaf))
 
 
-def _select(params: PyTree, tree: PyTree, owners: list[str | None], name: str) -> PyTree:
-    """`tree`, shaped like `params`, with None at the leaves that do not belong to the group `name`."""
-    structure = jax.tree.structure(params)
-    leaves = zip(structure.flatten_up_to(tree), owners, strict=True)
-    return structure.unflatten([leaf if owner == name else None for leaf, owner in leaves])
-
-
 def _join(step: Array, states: dict[str, Any]) -> OptState:
     """One state out of the groups', on one clock. A state with a clock of its own (accumulation) stays whole in the slots."""
     on_clock = {name: state for name, state in states.items() if isinstance(state, OptState)}
     slots = {name: state.slots if name in on_clock else state for name, state in states.items()}
-    return OptState(step, slots, {name: state.schedules for name, state in on_clock.items()})
+    shared = {name: state.shared for name, state in on_clock.items() if state.shared is not None}
+    return OptState(step, slots, {name: state.schedules for name, state in on_clock.items()}, shared or None)
 
 
 def _part(state: OptState, name: str) -> Any:
     """The state of the group `name`: the inverse of `_join`."""
-    if not (isinstance(state, OptState) and isinstance(state.slots, dict) and name in state.slots):
-        names = f"groups {sorted(state.slots)}" if isinstance(getattr(state, "slots", None), dict) else "no groups"
+    if not (isinstance(state.slots, dict) and name in state.slots):
+        names = f"groups {sorted(state.slots)}" if isinstance(state.slots, dict) else "no groups"
         raise ValueError(f"the state does not belong to this MultiOptimizer: it has {names}, but there is a group {name!r}")
     slots = state.slots[name]
-    return OptState(state.step, slots, state.schedules[name]) if name in state.schedules else slots
+    if name not in state.schedules:
+        return slots
+    return OptState(state.step, slots, state.schedules[name], (state.shared or {}).get(name))
 
 
-def takes_extra_args(optimizer: Optimizer) -> bool:
-    """Whether `update` takes further arguments by keyword (`value`, say), as the optimizers made by `from_optax` do."""
-    if isinstance(optimizer, MultiOptimizer):
-        return any(takes_extra_args(inner) for inner in optimizer.optimizers.values())
-    parameters = inspect.signature(optimizer.update).parameters.values()
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-
-
-def state_bytes(optimizer: Optimizer, params: PyTree) -> list[int]:
-    """Bytes of state that `optimizer` keeps for each leaf of `params`; its counters belong to none."""
-    positions = [i for i, leaf in enumerate(jax.tree.leaves(params)) if trains(leaf)]
-    sizes = [0] * len(jax.tree.leaves(params))
-    state = jax.eval_shape(optimizer.init, trained(params))
-    for leaf, index in zip(jax.tree.leaves(state), parameter_of_each_leaf(state, trained(params)), strict=True):
-        if index is not None:
-            sizes[positions[index]] += math.prod(leaf.shape) * leaf.dtype.itemsize
-    return sizes
+def _joined(name: str, inner: str) -> str:
+    return name if inner == "learning_rate" else f"{name}/{inner}"

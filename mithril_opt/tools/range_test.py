@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt._pytree import with_fields
-from mithril_opt._tree import merge, trained
-from mithril_opt._typing import Array, PyTree
-from mithril_opt.optimizer import Optimizer
+from mithril_opt.core.optimizer import Optimizer
+from mithril_opt.core.tree import overlay, trained
+from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.optimizers.sgd import SGD
-from mithril_opt.plotting import plot_range_test
+from mithril_opt.tools.plotting import plot_range_test
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,8 +94,6 @@ def lr_range_test(
             f"lr_range_test needs 0 < start_lr < end_lr and num_steps ≥ 2, got {start_lr!r}, {end_lr!r}, {num_steps!r}"
         )
     optimizer = SGD() if optimizer is None else optimizer
-    if not hasattr(optimizer, "learning_rate"):
-        raise ValueError(f"lr_range_test needs an optimizer with a learning_rate, got {type(optimizer).__name__}")
     rates = np.geomspace(start_lr, end_lr, num_steps)
     losses = np.array([*_losses(loss_fn, params, _again_and_again(batches), rates, optimizer, progress)])
     if not losses.size:
@@ -117,14 +114,14 @@ def _losses(
 
     @functools.partial(jax.jit, donate_argnums=(1, 2))
     def update(optimizer: Any, own: PyTree, state: Any, batch: Any) -> tuple[PyTree, Any, Array]:
-        loss, grads = jax.value_and_grad(lambda own: loss_fn(merge(params, own), batch))(own)
+        loss, grads = jax.value_and_grad(lambda own: loss_fn(overlay(params, own, params), batch))(own)
         return *optimizer.update(own, grads, state), loss
 
     own = jax.tree.map(jnp.copy, trained(params))  # the caller's own arrays are not donated
-    state = with_fields(optimizer, learning_rate=0.0).init(own)
+    state = optimizer.with_learning_rate(0.0).init(own)
     smallest = math.inf
     for rate, batch in zip(_with_progress(rates, progress), batches, strict=False):
-        own, state, loss = update(with_fields(optimizer, learning_rate=jnp.float32(rate)), own, state, batch)
+        own, state, loss = update(optimizer.with_learning_rate(jnp.float32(rate)), own, state, batch)
         if not math.isfinite(loss):
             return
         yield float(loss)

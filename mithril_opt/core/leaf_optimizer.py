@@ -1,0 +1,201 @@
+"""A rule for one array, lifted to trees.
+
+The base owns, once: the tree, the step count, the schedules, float32 arithmetic, gradients that are None, leaves that do not
+train, the decay mask, and where slots are kept.
+"""
+
+import abc
+import dataclasses
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mithril_opt.core import slots as storage
+from mithril_opt.core.decay_rate import DecayRate
+from mithril_opt.core.fields import Number, rule_of
+from mithril_opt.core.numerics import compute_dtype, real_dtype, saturating_increment
+from mithril_opt.core.optimizer import Optimizer
+from mithril_opt.core.pytree import with_fields
+from mithril_opt.core.schedule import fresh_memories
+from mithril_opt.core.state import OptState
+from mithril_opt.core.tree import describe_leaf, leaves_with_paths, placed_like, trained, widen
+from mithril_opt.core.typing import Array, PyTree
+
+SWEEP = "; jax.vmap over the optimizer tries several at once"
+
+
+class LeafOptimizer(Optimizer):
+    """A rule for one array, lifted to trees. Subclass it with `@pytree` and define `init_leaf` and `update_leaf`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import LeafOptimizer, pytree
+        >>> @pytree
+        ... class SignSGD(LeafOptimizer):
+        ...     learning_rate: float = 0.5
+        ...     def init_leaf(self, param):
+        ...         return None
+        ...     def update_leaf(self, param, grad, slots, t):
+        ...         return self.learning_rate * jnp.sign(grad), slots
+        >>> params = {"w": jnp.array([1.0, 2.0])}
+        >>> optimizer = SignSGD()
+        >>> params, state = optimizer.update(params, {"w": jnp.array([3.0, -4.0])}, optimizer.init(params))
+        >>> params["w"]
+        Array([0.5, 2.5], dtype=float32)
+    """
+
+    decay_mask = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name, mask = type(self).__name__, self.decay_mask
+        if not (mask is None or callable(mask)):
+            raise TypeError(f"{name}: decay_mask must be a function (path, leaf) -> bool, got {mask!r}")
+        if mask is not None and not _masked_fields(self):
+            raise TypeError(f"{name}: decay_mask has nothing to switch off; declare the decay as number(..., masked=True)")
+
+    @abc.abstractmethod
+    def init_leaf(self, param: Array) -> PyTree:
+        """The slots of one parameter: a NamedTuple, the same for every leaf, whose fields are arrays of any shape, or None for
+        a slot that this leaf lacks. A single array will do for a single slot, None for none.
+
+        Args:
+            param: the parameter in its compute dtype (float32 or wider), or a `jax.ShapeDtypeStruct` of it.
+        """
+
+    @abc.abstractmethod
+    def update_leaf(self, param: Array, grad: Array, slots: PyTree, t: Array) -> tuple[Array, PyTree]:
+        """The step s of `p ← p − s`, the learning rate included, and the new slots.
+
+        The schedules of `self` are numbers here, its decay rates `DecayRate`s, and what is switched off, the weight decay of a
+        masked leaf included, is None.
+
+        Args:
+            param: the parameter before the update, in its compute dtype (float32 or wider).
+            grad: its gradient, in the same dtype and shape.
+            slots: its slots.
+            t: number of this update, 1, 2, …: a real scalar in the precision of the arithmetic.
+        """
+
+    def for_leaf(self, path: str, param: Any) -> Self:
+        """This rule as the leaf at `path` sees it: without its weight decay where the mask says so. What else depends on the
+        leaf, a factor or an axis, a rule may set here, too.
+
+        Args:
+            path: the path of the leaf, "decoder/0/w".
+            param: the leaf, an array or a `jax.ShapeDtypeStruct`.
+        """
+        decays = self.decay_mask is None or self.decay_mask(path, param)
+        return self if decays else with_fields(self, **dict.fromkeys(_masked_fields(self)))
+
+    def decays(self, path: str, leaf: Any) -> list[Any]:
+        own = self.for_leaf(path, leaf)
+        return [value for name in _masked_fields(own) if (value := getattr(own, name)) is not None]
+
+    def init_shared(self, params: PyTree) -> PyTree:
+        """What the rule keeps for the whole tree; None for a rule without sums over it."""
+        return None
+
+    def share(self, params: list[Array], grads: list[Array], slots: list[PyTree], shared: PyTree, t: Array) -> PyTree:
+        """The new `shared`, before the leaves are updated; `update_leaf` is then given it as a fifth argument.
+
+        Args:
+            params: the parameters that have a gradient, in their compute dtypes.
+            grads: their gradients.
+            slots: their slots.
+            shared: what `init_shared` or the last call returned; never None.
+            t: number of this update, as for `update_leaf`.
+        """
+        return shared
+
+    def init(self, params: PyTree) -> OptState:
+        params = trained(params)
+        rule, structure = self.at(0), jax.tree.structure(params)
+        slots = [storage.fresh(rule.for_leaf(path, leaf).init_leaf, leaf) for path, leaf in leaves_with_paths(params)]
+        return OptState(
+            step=jnp.zeros((), jnp.int32),
+            slots=storage.gather(structure, slots) if slots else storage.empty(rule, structure),
+            schedules=fresh_memories(self),
+            shared=rule.init_shared(params),
+        )
+
+    def compute_updates(self, params: PyTree, grads: PyTree, state: OptState) -> tuple[PyTree, OptState]:
+        structure, step = jax.tree.structure(params), saturating_increment(state.step)
+        rule = self.at(state.step, state.schedules)
+        if np.ndim(rule.rate):
+            raise ValueError(f"{type(rule).__name__}: learning_rate must be a scalar, got shape {np.shape(rule.rate)}{SWEEP}")
+        columns = leaves_with_paths(params), structure.flatten_up_to(grads), storage.scatter(rule, params, state.slots)
+        leaves = [Leaf(path, rule.for_leaf(path, param), param, *row) for (path, param), *row in zip(*columns, strict=True)]
+        shared, powers = _shared(rule, leaves, state.shared, step), _powers(rule, step)
+        results = [_updated(leaf, step, powers, shared) for leaf in leaves]
+        slots = storage.gather(structure, [slots for _, slots in results]) if leaves else state.slots
+        return structure.unflatten([update for update, _ in results]), OptState(step, slots, state.schedules, shared)
+
+
+class Leaf(NamedTuple):
+    """What an update knows of one leaf."""
+
+    path: str
+    rule: LeafOptimizer
+    param: Array
+    grad: Array | None
+    slots: PyTree
+
+
+def _updated(leaf: Leaf, step: Array, powers: dict[str, Array], shared: PyTree) -> tuple[Array | None, PyTree]:
+    """The update of a leaf, and its new slots; an error names the leaf."""
+    try:
+        return (None, leaf.slots) if leaf.grad is None else _update_leaf(*leaf[1:], step, powers, shared)
+    except ValueError as error:
+        raise ValueError(f"at {leaf.path!r}: {error}") from None
+
+
+def _powers(rule: LeafOptimizer, step: Array) -> dict[str, Array]:
+    """1 − βᵗ of the decay rates of `rule`, in the widest real dtype there is: once for all leaves."""
+    t = step.astype(jax.dtypes.canonicalize_dtype(float))
+    return {name: rate.one_minus_power(t) for name, rate in vars(rule).items() if isinstance(rate, DecayRate)}
+
+
+@jax.jit  # so that leaves of equal shape are traced once
+def _update_leaf(
+    rule: Any, param: Array, grad: Any, slots: PyTree, step: Array, powers: dict[str, Array], shared: PyTree
+) -> tuple[Array, PyTree]:
+    """The update −s, and the new slots."""
+    storage.check(rule, param, slots)
+    dtype, where = compute_dtype(jnp.result_type(param)), f"{type(rule).__name__}.update_leaf"
+    t = step.astype(real_dtype(dtype))
+    known = {name: dataclasses.replace(getattr(rule, name), known=(t, power)) for name, power in powers.items()}
+    arguments = [widen(param), _direction(param, grad), storage.read(slots), t, *([] if shared is None else [shared])]
+    # Under strict promotion a float32 number times a complex64 or float64 leaf would be an error; wider leaves need neither.
+    with jax.numpy_dtype_promotion("standard"):
+        s, new_slots = with_fields(rule, **known).update_leaf(*arguments)
+    if jnp.shape(s) != jnp.shape(param) or (jnp.iscomplexobj(s) and not jnp.iscomplexobj(param)):
+        raise ValueError(f"{where} returned the step {describe_leaf(s)} for a parameter {describe_leaf(param)}")
+    return placed_like(-jnp.asarray(s, dtype), param), storage.write(where, new_slots, slots)
+
+
+def _shared(rule: LeafOptimizer, leaves: list[Leaf], shared: PyTree, step: Array) -> PyTree:
+    """What the rule keeps for the whole tree, after this update."""
+    if shared is None:
+        return None
+    given = [leaf for leaf in leaves if leaf.grad is not None]
+    new = rule.share(
+        [widen(leaf.param) for leaf in given],
+        [_direction(leaf.param, leaf.grad) for leaf in given],
+        [storage.read(leaf.slots) for leaf in given],
+        *(shared, step.astype(jnp.float32)),
+    )
+    return storage.write(f"{type(rule).__name__}.share", new, shared)
+
+
+def _direction(param: Array, grad: Any) -> Array:
+    """The direction of steepest ascent in the compute dtype; `jax.grad` returns its conjugate."""
+    grad = widen(grad).astype(compute_dtype(jnp.result_type(param)))
+    return jnp.conj(grad) if jnp.iscomplexobj(grad) else grad
+
+
+def _masked_fields(rule: LeafOptimizer) -> list[str]:
+    rules = {field.name: rule_of(field) for field in dataclasses.fields(rule)}
+    return [name for name, kind in rules.items() if isinstance(kind, Number) and kind.masked]

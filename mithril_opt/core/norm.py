@@ -1,0 +1,126 @@
+"""The global norm of the gradients, and whether they are finite, in one pass.
+
+A float32 square overflows above 1.8e19. On CPUs the squares are summed in float64, which nothing in float32 can overflow. Other
+devices have no fast float64, but they fuse sums that read the same array, so there x² is split at B² into two terms that
+cannot overflow a sum of 2³¹ elements,
+
+    x² = min(x², B²) + (max((s x)², (s B)²) − (s B)²) / s²        with B = 2⁴⁰, s = 2⁻⁸⁰,
+
+the second of which is 0 unless |x| > B. Either way the sum of a leaf is infinite or NaN exactly if one of its elements is; and
+when the gradients are sharded, all sums travel in one collective. Leaves of float64 are split in float64, on every device.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mithril_opt.core.tree import trains, widen
+from mithril_opt.core.typing import Array, PyTree
+
+# A norm above this is used in the form that is scaled down by it.
+LARGE = 2.0**64
+
+
+class Norm(NamedTuple):
+    """The norm of a tree.
+
+    Attributes:
+        value: the norm, float32 scalar; infinite where no float32 holds it.
+        scaled: the norm / 2⁶⁴, float32 or float64 scalar; finite whenever all elements are.
+        finite: whether each floating and complex leaf is finite, boolean vector in the order of `jax.tree.leaves`.
+    """
+
+    value: Array
+    scaled: Array
+    finite: Array
+
+    def divisor(self) -> tuple[Array, Array]:
+        """Two numbers f, d > 0 with x / norm = f x / d, which neither overflow nor let x vanish; 1 and 1 for a norm of 0."""
+        dtype, large = self.scaled.dtype, self.value > LARGE
+        value = self.scaled * LARGE if dtype == jnp.float64 else self.value
+        small = jnp.where(value == 0, jnp.ones((), dtype), value)
+        return jnp.where(large, 1 / LARGE, 1).astype(dtype), jnp.where(large, self.scaled, small)
+
+
+def global_norm(tree: PyTree) -> Array:
+    """The 2-norm of all floating and complex leaves together.
+
+    It is accumulated in float32 across leaves and does not overflow while the true norm is a float32. None, float0, integer
+    and other leaves do not count; the norm of an empty tree is 0.
+
+    Args:
+        tree: tree of arrays of any dtype and shape.
+
+    Returns:
+        float32 scalar; inf or NaN if an element is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import global_norm
+        >>> global_norm({"w": jnp.array([3.0]), "b": jnp.array([4.0])})
+        Array(5., dtype=float32)
+    """
+    return norm_of(tree).value
+
+
+def norm_of(tree: PyTree) -> Norm:
+    """The norm of all floating and complex leaves of `tree` together, and whether each of them is finite."""
+    leaves = [widen(leaf) for leaf in jax.tree.leaves(tree) if trains(leaf)]
+    if not leaves:
+        return Norm(jnp.float32(0), jnp.float32(0), jnp.ones(0, bool))
+    value, scaled, bad = _compiled(leaves)
+    return Norm(value, scaled, bad == 0)
+
+
+@jax.jit  # so that a call outside jit compiles itself once
+def _compiled(leaves: list[Array]) -> tuple[Array, Array, Array]:
+    return _norm(leaves)
+
+
+@jax.custom_jvp  # its own derivative would be NaN at 0
+def _norm(leaves: list[Array]) -> tuple[Array, Array, Array]:
+    """The norm, the scaled norm, and 1.0 for every leaf that is not finite."""
+    parts = [[leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf] for leaf in leaves]
+    if any(part.dtype == jnp.float64 for leaf in parts for part in leaf):
+        return _split(jax.tree.map(lambda part: part.astype(jnp.float64), parts), 2.0**480, 2.0**-560)
+    return jax.lax.platform_dependent(parts, cpu=in_float64, default=in_float32)
+
+
+def in_float64(leaves: list[list[Array]]) -> tuple[Array, Array, Array]:
+    """The norm of leaves given as lists of their float32 real parts."""
+    with jax.enable_x64(True):
+        wide = [[jax.lax.convert_element_type(part, np.float64) for part in leaf] for leaf in leaves]
+        sums = jnp.stack([sum(jnp.sum(part * part) for part in leaf) for leaf in wide])
+        norm = jnp.sqrt(jnp.sum(sums))
+        results = norm, norm / LARGE, ~jnp.isfinite(sums)
+        return tuple(jax.lax.convert_element_type(result, np.float32) for result in results)  # pyright: ignore[reportReturnType]
+
+
+def in_float32(leaves: list[list[Array]]) -> tuple[Array, Array, Array]:
+    """The same with float32 alone."""
+    return _split(leaves, 2.0**40, 2.0**-80)
+
+
+def _split(leaves: list[list[Array]], bound: float, scale: float) -> tuple[Array, Array, Array]:
+    """The norm in the dtype of `leaves`, with B = `bound` and s = `scale`."""
+    b2, s, sb2 = (np.asarray(x, leaves[0][0].dtype) for x in (bound * bound, scale, (scale * bound) ** 2))
+    below = jnp.stack([sum(jnp.sum(jnp.minimum(x * x, b2)) for x in leaf) for leaf in leaves])
+    above = jnp.stack([sum(jnp.sum(jnp.maximum((x * s) * (x * s), sb2) - sb2) for x in leaf) for leaf in leaves])
+    small, large = jnp.sqrt(jnp.sum(below)), jnp.sqrt(jnp.sum(above))
+    scaled = jnp.hypot(small / LARGE, large * (1 / scale / LARGE))
+    return jnp.hypot(small, large / s).astype(jnp.float32), scaled, (~jnp.isfinite(above)).astype(jnp.float32)
+
+
+@_norm.defjvp
+def _jvp(primals: tuple[list[Array]], tangents: tuple[list[Array]]) -> Any:
+    """d‖x‖ = Re⟨x, dx⟩ / ‖x‖, taken as 0 at x = 0."""
+    (leaves,), (directions,) = primals, tangents
+    value, scaled, bad = _norm(leaves)
+    factor, divisor = Norm(value, scaled, bad == 0).divisor()
+    with jax.numpy_dtype_promotion("standard"):
+        units = [leaf * factor.astype(leaf.real.dtype) / divisor.astype(leaf.real.dtype) for leaf in leaves]
+        parts = [jnp.sum(jnp.real(jnp.conj(unit) * dx)) for unit, dx in zip(units, directions, strict=True)]
+    slope = jnp.sum(jnp.stack([part.astype(jnp.float32) for part in parts]))
+    return (value, scaled, bad), (slope, (slope / LARGE).astype(scaled.dtype), jnp.zeros_like(bad))

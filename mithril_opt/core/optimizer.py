@@ -1,0 +1,294 @@
+"""What an optimizer is.
+
+An optimizer is a value with two pure methods, `init(params) -> state` and `update(params, grads, state) -> (params, state)`.
+The second is the same for all: it checks its arguments, asks for the updates, and adds them. What differs is one verb,
+`compute_updates`. A `LeafOptimizer` has it from a rule for one array, a `Wrapper` from the optimizer inside it.
+"""
+
+import abc
+import dataclasses
+import functools
+from typing import Any, ClassVar, NamedTuple, Self, final
+
+import jax
+import jax.numpy as jnp
+
+from mithril_opt.core.decay_rate import DecayRate
+from mithril_opt.core.fields import is_static, rule_of
+from mithril_opt.core.numerics import scalar_f32
+from mithril_opt.core.pytree import check_numbers, set_field, with_fields
+from mithril_opt.core.schedule import Schedule, as_schedule, as_step, fresh_memories, known_memories
+from mithril_opt.core.state import Counterpart, OptState, Window, check_state, misuse
+from mithril_opt.core.tree import agree, overlay, trained, trains, widen
+from mithril_opt.core.typing import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer(abc.ABC):
+    """A rule that turns parameters, gradients and a state into new parameters and a new state.
+
+    Subclass it, with `@pytree`, for a rule that looks at the whole tree at once, and define `init` and `compute_updates`;
+    subclass `LeafOptimizer` for a rule that treats every array alike, `Wrapper` for what changes another optimizer. Every
+    number among the fields may also be a schedule or a plain function of the step.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import Optimizer, OptState, global_norm, pytree
+        >>> @pytree
+        ... class NormalizedSGD(Optimizer):
+        ...     learning_rate: float = 0.1
+        ...     def init(self, params):
+        ...         return OptState(step=jnp.zeros((), jnp.int32), slots=None, schedules={})
+        ...     def compute_updates(self, params, grads, state):
+        ...         rate = self.get_learning_rate(state) / global_norm(grads)
+        ...         return jax.tree.map(lambda grad: -rate * grad, grads), state._replace(step=state.step + 1)
+        >>> optimizer = NormalizedSGD(learning_rate=1.0)
+        >>> params = jnp.array([3.0, 4.0])
+        >>> optimizer.update(params, params, optimizer.init(params))[0]
+        Array([2.4, 3.2], dtype=float32)
+    """
+
+    # Whether a step moves every element by about the learning rate.
+    unit_steps: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if not is_static(field):
+                set_field(self, field.name, as_schedule(getattr(self, field.name)))
+        check_numbers(self)
+
+    @abc.abstractmethod
+    def init(self, params: PyTree) -> Any:
+        """The state before the first update.
+
+        Args:
+            params: tree of arrays, `jax.ShapeDtypeStruct`s or placeholders; each slot inherits its parameter's sharding.
+        """
+
+    @abc.abstractmethod
+    def compute_updates(self, params: PyTree, grads: PyTree, state: Any) -> tuple[PyTree, Any]:
+        """The updates u of p ← p + u and the new state, without applying them.
+
+        Args:
+            params: tree of floating or complex arrays of any dtype; None at the leaves that do not train.
+            grads: tree shaped like `params`, as `jax.grad` returns it; None where there is no gradient.
+            state: what `init` or the last call returned.
+
+        Returns:
+            Updates in float32 or wider, or `Moved`, which has the new parameter as well; None where nothing is to be done. And
+            a state of the structure and dtypes of `state`.
+        """
+
+    @final
+    def update(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
+        """One update: the new parameters and the new state.
+
+        Args:
+            params: tree of arrays of any dtype. Floating and complex leaves train; other leaves are handed back as they came.
+            grads: tree shaped like `params`, as `jax.grad` returns it (for a complex leaf: the conjugate of the direction of
+                ascent). None at a leaf means no gradient: the parameter and its slots stay as they are.
+            state: what `init` or the last `update` returned.
+            extra_args: what a transformation of optax takes besides (`value`, say).
+
+        Returns:
+            Parameters of the dtypes and shapes of `params`, and a state of the structure and dtypes of `state`.
+
+        Raises:
+            ValueError: the trees do not fit; names the path of the first difference and both shapes.
+        """
+        known, states = self.takes_extra_args or not extra_args, (isinstance(x, self.state_type) for x in (grads, state))
+        if not known or [*states] != [False, True]:
+            raise misuse(self, grads, state, extra_args)
+        step = _step if extra_args else _compiled_step
+        new, state = step(self, trained(params), agree(params, grads), state, extra_args)
+        return overlay(params, new, params), state
+
+    def get_learning_rate(self, state: Any) -> Any:
+        """The rate that the next update will use: a float32 scalar."""
+        rate = self.resolve(state).rate
+        if rate is None:
+            raise ValueError(f"{type(self).__name__} has no learning_rate")
+        return scalar_f32(rate)
+
+    def learning_rates(self, state: Any) -> dict[str, Array]:
+        """The rates that the next update will use, float32 scalars: one for each group of a `MultiOptimizer`, by its name, or
+        one called "learning_rate"."""
+        return {"learning_rate": self.get_learning_rate(state)}
+
+    def with_learning_rate(self, learning_rate: Any) -> Self:
+        """This optimizer with another learning rate, which is not checked.
+
+        Raises:
+            ValueError: it has none, or one for each group.
+        """
+        if self.rate is None:
+            raise ValueError(f"{type(self).__name__} has no learning_rate that could be replaced")
+        return with_fields(self, learning_rate=learning_rate)
+
+    def observe(self, state: Any, metric: Any) -> Any:
+        """The state after the schedules that follow a metric have seen `metric`, a scalar; `state` itself if there are none."""
+        check_state(self, state)
+        memories = known_memories(self, state.schedules)
+        seen = {name: self.schedules[name].observe(memory, scalar_f32(metric), state.step) for name, memory in memories.items()}
+        return state._replace(schedules=seen) if seen else state
+
+    def at(self, step: Any, schedules: PyTree = None) -> Self:
+        """This optimizer with every schedule replaced by its value.
+
+        Args:
+            step: number of updates applied so far.
+            schedules: `state.schedules`, the memories of metric-driven schedules; without it they have observed nothing.
+
+        Example:
+            >>> from mithril_opt import SGD, StepLR
+            >>> SGD(learning_rate=StepLR(0.5, step_size=10, gamma=0.5)).at(10).learning_rate
+            Array(0.25, dtype=float32)
+        """
+        if not self.schedules:
+            return self
+        memories = fresh_memories(self) if schedules is None else known_memories(self, schedules)
+        values = {name: schedule.read(memories.get(name), as_step(step)) for name, schedule in self.schedules.items()}
+        exact = {field.name for field in dataclasses.fields(self) if getattr(rule_of(field), "exact", False)}
+        return with_fields(self, **{name: DecayRate(value) if name in exact else value for name, value in values.items()})
+
+    def resolve(self, state: Any) -> Self:
+        """This optimizer with the numbers that the next update will use."""
+        check_state(self, state)
+        return self.at(state.step, state.schedules)
+
+    def eval_params(self, params: PyTree, state: Any) -> PyTree:
+        """The parameters to evaluate and to export: `params` themselves, unless the optimizer keeps better ones."""
+        check_state(self, state)
+        return params
+
+    # What wrappers and the trainer ask.
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """The schedules among the fields, by field name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Schedule)}
+
+    @property
+    def torch(self) -> Counterpart | None:
+        """The same rule in PyTorch; None if there is none."""
+        return None
+
+    @property
+    def optax(self) -> Counterpart | None:
+        """The same rule in optax; None if its state means something else, or there is none."""
+        return None
+
+    @property
+    def state_type(self) -> type:
+        """The type of the state that `init` returns."""
+        return OptState
+
+    @property
+    def takes_extra_args(self) -> bool:
+        """Whether `update` takes further arguments by keyword (`value`, say), as the optimizers made by `from_optax` do."""
+        return False
+
+    @property
+    def window_length(self) -> int | None:
+        """How many updates are committed together: 1, but for accumulation; None where nothing is ever updated."""
+        return 1
+
+    def window(self, state: Any) -> Window:
+        """Where the next update stands among those that are committed together."""
+        return Window(closes=jnp.bool(True), verdict=jnp.int32(0))
+
+    def skip(self, state: Any, verdict: Array) -> Any:
+        """The state after an update that must not be applied: `state` itself, unless a window of updates is spoiled by it.
+
+        Args:
+            verdict: int32 scalar > 0, why; a window remembers the largest.
+        """
+        return state
+
+    def ready(self, state: Any) -> Array:
+        """Whether the numbers of the next update, the learning rate among them, are finite: boolean scalar."""
+        rule = self.resolve(state) if isinstance(state, OptState) else self
+        numbers = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(rule) if trains(x)]
+        return functools.reduce(jnp.logical_and, numbers, jnp.bool(True))
+
+    def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
+        """`grads`, shaped like `params`, with None at the leaves that do not train, so that they do not count in a norm."""
+        return grads
+
+    @property
+    def rate(self) -> Any:
+        """The learning rate, a number or a schedule; None if there is none."""
+        return getattr(self, "learning_rate", None)
+
+    def decays(self, path: str, leaf: Any) -> list[Any] | None:
+        """The weight decays that act on the leaf at `path`, numbers or schedules; None if the optimizer does not tell."""
+        return None
+
+    def rules(self, params: PyTree) -> "list[tuple[str, Optimizer] | None]":
+        """For each leaf of `params` the name of its group, "a/b" for a nested one, and the innermost optimizer that it belongs
+        to; None for a leaf that does not train."""
+        return [("", self) if trains(leaf) else None for leaf in jax.tree.leaves(params)]
+
+
+def check_optimizer(where: str, value: Any) -> None:
+    """Raise a TypeError unless `value` is an optimizer."""
+    if not isinstance(value, Optimizer):
+        hint = ""
+        if hasattr(value, "init") and hasattr(value, "update") and not isinstance(value, type):
+            hint = "; from_optax(...) turns an optax transformation into one"
+        raise TypeError(f"{where} must be an Optimizer, got {value!r}{hint}")
+
+
+def _step(optimizer: Optimizer, params: PyTree, grads: PyTree, state: Any, extra_args: dict[str, Any]) -> tuple[PyTree, Any]:
+    compute: Any = optimizer.compute_updates
+    updates, state = compute(params, grads, state, **extra_args)
+    return apply_updates(params, updates), state
+
+
+_compiled_step = jax.jit(_step)  # so that a call outside jit compiles itself once
+
+
+class Moved(NamedTuple):
+    """An update with the parameter it leads to, where the optimizer has added them itself: in a branch that may not be taken,
+    or with more digits than the parameter holds. Whichever of the two nobody reads is not computed.
+
+    Attributes:
+        update: u, in float32 or wider.
+        param: what p + u is rounded to, in the dtype of p.
+    """
+
+    update: Array
+    param: Array
+
+
+def plain(updates: PyTree) -> PyTree:
+    """`updates` as arrays that may be changed: what changes them decides where they lead."""
+    return jax.tree.map(lambda u: u.update if isinstance(u, Moved) else u, updates, is_leaf=_is_moved)
+
+
+def moved(params: PyTree, updates: PyTree, new: PyTree) -> PyTree:
+    """`updates` with the parameters `new` that they lead to."""
+    structure = jax.tree.structure(params)
+    pairs = zip(structure.flatten_up_to(updates), structure.flatten_up_to(new), strict=True)
+    return structure.unflatten([None if update is None else Moved(update, param) for update, param in pairs])
+
+
+def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
+    """`params + updates`, arrays added in float32 or wider, in the dtypes of `params`; None where the update is None.
+
+    Raises:
+        ValueError: the two differ in structure or in a shape; names the path of the first difference.
+    """
+    agree(params, plain(updates), ("parameter", "update"))
+    leaves, structure = jax.tree.flatten(params)
+    pairs = zip(leaves, structure.flatten_up_to(updates), strict=True)
+    return structure.unflatten([None if update is None else _new(param, update) for param, update in pairs])
+
+
+def _new(param: Array, update: Any) -> Array:
+    return update.param if _is_moved(update) else (widen(param) + update).astype(jnp.result_type(param))
+
+
+def _is_moved(update: Any) -> bool:
+    return isinstance(update, Moved)

@@ -1,0 +1,162 @@
+"""How slots are laid out: a rule sees the slots of one leaf, the state holds a few trees shaped like the parameters.
+
+`read` and `write` are the one place where a slot leaves the state for the arithmetic, and returns to it.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mithril_opt.core.numerics import compute_dtype
+from mithril_opt.core.tree import agree, aligned, describe_leaf, placed_like, trained, trains, widen
+from mithril_opt.core.typing import Array, PyTree
+
+
+def read(slots: PyTree) -> PyTree:
+    """The slots of a leaf in the dtypes of the arithmetic: float32 or wider."""
+    return jax.tree.map(lambda slot: widen(slot) if jnp.issubdtype(slot.dtype, jnp.inexact) else slot, slots)
+
+
+def write(where: str, new: PyTree, old: PyTree) -> PyTree:
+    """`new` slots of a leaf as the state keeps them: in the dtypes and with the sharding of the `old` ones.
+
+    Raises:
+        ValueError: they differ in structure or in a shape; begins with `where`.
+    """
+    if _kinds(new) != _kinds(old):
+        raise ValueError(f"{where} returned the slots {_described(new)}, but the state holds {_described(old)}")
+    return jax.tree.map(lambda new, old: placed_like(jnp.asarray(new, old.dtype), old), new, old)
+
+
+def fresh(init_leaf: Callable[[Any], PyTree], leaf: Any) -> PyTree:
+    """The slots of `leaf`, strongly typed, none of them sharing a buffer with it or with each other (donation would fail)."""
+    param = _wide(leaf)
+    seen = {id(param)}
+
+    def own(slot: Array) -> Array:
+        slot = jnp.copy(slot) if id(slot) in seen else jnp.asarray(slot, slot.dtype)
+        seen.add(id(slot))
+        return slot
+
+    return jax.tree.map(own, init_leaf(param))
+
+
+def empty(rule: Any, structure: Any) -> PyTree:
+    """The slots of parameters of a `structure` without leaves: every field, as the slots of a matrix have them, like it."""
+    slots = jax.eval_shape(rule.init_leaf, jax.ShapeDtypeStruct((1, 1), jnp.float32))
+    return type(slots)(*(structure.unflatten([]) for _ in slots)) if _is_named_tuple(slots) else structure.unflatten([])
+
+
+def gather(structure: Any, slots: list[PyTree]) -> PyTree:
+    """From the slots of each leaf to a tree for each of their fields; None for a field that no leaf has."""
+    if slots and _is_named_tuple(slots[0]):
+        return type(slots[0])(*(_column(structure, column) for column in zip(*slots, strict=True)))
+    return _column(structure, slots)
+
+
+def scatter(rule: Any, params: PyTree, slots: PyTree) -> list[PyTree]:
+    """From a tree for each field to the slots that `rule` keeps for each leaf of `params`.
+
+    Raises:
+        ValueError: `slots` are of another type, or not shaped like `params`.
+    """
+    leaves = jax.tree.leaves(params)
+    kind = type(_expected(rule, leaves[0])) if leaves else type(slots)
+    if not hasattr(kind, "_fields"):
+        return _row(params, slots)
+    if type(slots) is not kind:
+        raise ValueError(foreign(f"its slots should be {kind.__name__}, but are {type(slots).__name__}"))
+    return [kind(*row) for row in zip(*(_row(params, tree) for tree in slots), strict=True)]
+
+
+def check(rule: Any, param: Any, slots: PyTree) -> None:
+    """Raise a ValueError unless `slots` have the structure, the shapes and the kinds of dtype that `rule` gives to `param`."""
+    if _kinds(slots) != _kinds(expected := _expected(rule, param)):
+        raise ValueError(foreign(f"the slots of {describe_leaf(param)} are {_described(slots)}, not {_described(expected)}"))
+
+
+def check_tree(params: PyTree, tree: PyTree, name: str) -> None:
+    """Raise a ValueError unless `tree`, which a state calls `name`, is shaped like `params` or lacks leaves of it."""
+    try:
+        agree(params, tree, ("parameter", f"{name} in the state"))
+    except ValueError as error:
+        raise ValueError(foreign(str(error))) from None
+
+
+def foreign(why: str) -> str:
+    """The message about a state that is another one's."""
+    return f"the state does not belong to this optimizer and these parameters: {why}"
+
+
+def parameter_of_each_leaf(state: PyTree, params: PyTree) -> Iterator[int | None]:
+    """For each leaf of `state` the position of its parameter among the leaves of `params`; None for counters and the like.
+
+    What is structured like the parameters, wherever it stands in the state, holds at each leaf what belongs to it, or nothing.
+    """
+    structure = jax.tree.structure(params)
+
+    def columns(node: Any) -> list[Any] | None:
+        try:
+            column = structure.flatten_up_to(node)
+        except ValueError:
+            return None
+        return column if all(_leaf_or_nothing(item) for item in column) else None
+
+    for node in jax.tree.leaves(state, is_leaf=lambda node: columns(node) is not None):
+        column = columns(node)
+        yield from [None] if column is None else [i for i, item in enumerate(column) if jax.tree.leaves(item)]
+
+
+def state_bytes(optimizer: Any, params: PyTree) -> list[int]:
+    """Bytes of state that `optimizer` keeps for each leaf of `params`; its counters belong to none."""
+    positions = [i for i, leaf in enumerate(jax.tree.leaves(params)) if trains(leaf)]
+    sizes = [0] * len(jax.tree.leaves(params))
+    state = jax.eval_shape(optimizer.init, trained(params))
+    for leaf, index in zip(jax.tree.leaves(state), parameter_of_each_leaf(state, trained(params)), strict=True):
+        if index is not None:
+            sizes[positions[index]] += math.prod(leaf.shape) * leaf.dtype.itemsize
+    return sizes
+
+
+def _leaf_or_nothing(item: Any) -> bool:
+    leaves = jax.tree.leaves(item)
+    return not leaves or leaves[0] is item
+
+
+def _expected(rule: Any, leaf: Any) -> PyTree:
+    """The slots that `rule` gives to `leaf`, as shapes and dtypes."""
+    return jax.eval_shape(rule.init_leaf, jax.ShapeDtypeStruct(jnp.shape(leaf), compute_dtype(jnp.result_type(leaf))))
+
+
+def _wide(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, compute_dtype(leaf.dtype), sharding=leaf.sharding)
+    return widen(leaf)
+
+
+def _is_named_tuple(slots: Any) -> bool:
+    return isinstance(slots, tuple) and hasattr(slots, "_fields")
+
+
+def _column(structure: Any, values: Any) -> PyTree:
+    return None if all(value is None for value in values) else structure.unflatten(values)
+
+
+def _row(params: PyTree, tree: PyTree) -> list[Any]:
+    try:
+        return [None for _ in jax.tree.leaves(params)] if tree is None else aligned(params, tree, ("parameter", "slot"))
+    except ValueError as error:
+        raise ValueError(foreign(str(error))) from None
+
+
+def _kinds(slots: PyTree) -> Any:
+    """Structure, shapes, and whether the dtypes are real or complex floats."""
+    is_kind = lambda leaf: tuple(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in (jnp.floating, jnp.complexfloating))  # noqa: E731
+    return jax.tree.structure(slots), [(jnp.shape(leaf), is_kind(leaf)) for leaf in jax.tree.leaves(slots)]
+
+
+def _described(slots: PyTree) -> Any:
+    return jax.tree.map(describe_leaf, slots)

@@ -1,0 +1,75 @@
+"""The state of an optimizer, and whether it belongs to the optimizer that is given it."""
+
+from typing import Any, NamedTuple
+
+from mithril_opt.core.typing import Array, PyTree
+
+
+class Window(NamedTuple):
+    """A series of updates that are committed together.
+
+    Attributes:
+        closes: boolean scalar, whether the next update is the last of the series.
+        verdict: int32 scalar, why an update of the series was skipped; 0 if none was.
+    """
+
+    closes: Array
+    verdict: Array
+
+
+class OptState(NamedTuple):
+    """What the next update needs.
+
+    Attributes:
+        step: int32 scalar, the number of applied updates; it saturates.
+        slots: what the rule keeps per parameter: a few trees shaped like the parameters, `slots.mu["decoder"]["w"]`.
+        schedules: the memories of metric-driven schedules, by field name; usually empty.
+        shared: what a rule with sums over the whole tree keeps besides; None for the others.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import SGD
+        >>> SGD(momentum=0.9).init({"w": jnp.ones(2)}).slots
+        SGDSlots(trace={'w': Array([0., 0.], dtype=float32)}, started=None)
+    """
+
+    step: Array
+    slots: PyTree
+    schedules: PyTree
+    shared: PyTree = None
+
+
+class Counterpart(NamedTuple):
+    """What another library calls a rule and its state.
+
+    Attributes:
+        name: of the rule in PyTorch, of the NamedTuple that holds the slots in optax.
+        slots: their names of our slots.
+        settings: settings by which the parameter groups of PyTorch's rule are known.
+    """
+
+    name: str
+    slots: dict[str, str]
+    settings: frozenset[str] = frozenset()
+
+
+def misuse(optimizer: Any, grads: PyTree, state: Any, extra_args: Any = ()) -> Exception:
+    """What is wrong with the arguments of `update`, apart from the trees."""
+    name = type(optimizer).__name__
+    if isinstance(grads, optimizer.state_type):
+        return ValueError(
+            f"{name}.update takes (params, grads, state), but its second argument is a state: this looks like optax's order "
+            "(grads, state, params)"
+        )
+    if not isinstance(state, optimizer.state_type):
+        return ValueError(f"{name}.update takes the state that init returned as its third argument, got {type(state).__name__}")
+    return TypeError(f"{name}.update takes no further arguments, as optimizers made by from_optax do; got {sorted(extra_args)}")
+
+
+def check_state(optimizer: Any, state: Any) -> None:
+    """Raise a ValueError unless `state` is of the type that `optimizer.init` returns."""
+    if not isinstance(state, optimizer.state_type):
+        name, hint = type(optimizer).__name__, ""
+        if hasattr(state, "loss_scale"):
+            hint = "; of a trainer's state it is the field `optimizer`: state.optimizer"
+        raise ValueError(f"{name} takes the state that init returned, got {type(state).__name__}{hint}")

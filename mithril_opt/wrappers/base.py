@@ -1,0 +1,140 @@
+"""What a wrapper is: an optimizer in, an optimizer out. Everything is forwarded; a wrapper defines what it changes."""
+
+from typing import Any, Self
+
+from mithril_opt.core.optimizer import Optimizer, check_optimizer, plain
+from mithril_opt.core.pytree import check_numbers, with_fields
+from mithril_opt.core.state import Window, check_state
+from mithril_opt.core.typing import Array, PyTree
+
+
+class Wrapper(Optimizer):
+    """An optimizer around another one, its field `optimizer`. Subclass it with `@pytree` and define what changes, as a rule
+    `compute_updates`; all else is the inner optimizer's, its state included. Numbers of a wrapper are no schedules.
+
+    A wrapper with a state of its own, a NamedTuple in which the inner state is the field `optimizer`, is a `StatefulWrapper`.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import SGD, Optimizer, Wrapper, pytree
+        >>> @pytree
+        ... class Double(Wrapper):
+        ...     optimizer: Optimizer
+        ...     def compute_updates(self, params, grads, state, **extra_args):
+        ...         updates, state = self.inner_updates(params, grads, state, **extra_args)
+        ...         return jax.tree.map(lambda update: 2 * update, updates), state
+        >>> optimizer, params = Double(SGD(learning_rate=0.25)), jnp.array([1.0])
+        >>> optimizer.update(params, params, optimizer.init(params))[0]
+        Array([0.5], dtype=float32)
+    """
+
+    optimizer: Optimizer
+
+    def __post_init__(self) -> None:
+        check_optimizer(f"{type(self).__name__}: optimizer", self.optimizer)
+        check_numbers(self, schedules=False)
+
+    def inner(self, state: Any) -> Any:
+        """The state of the inner optimizer."""
+        check_state(self, state)
+        return state
+
+    def with_inner(self, state: Any, inner: Any) -> Any:
+        """`state` with `inner` as the state of the inner optimizer."""
+        return inner
+
+    def init(self, params: PyTree) -> Any:
+        return self.optimizer.init(params)
+
+    def compute_updates(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
+        updates, inner = self.optimizer.compute_updates(params, grads, self.inner(state), **extra_args)
+        return updates, self.with_inner(state, inner)
+
+    def inner_updates(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
+        """What `compute_updates` of the inner optimizer returns, the updates as arrays or None, for a wrapper to change."""
+        updates, state = Wrapper.compute_updates(self, params, grads, state, **extra_args)
+        return plain(updates), state
+
+    def get_learning_rate(self, state: Any) -> Any:
+        return self.optimizer.get_learning_rate(self.inner(state))
+
+    def learning_rates(self, state: Any) -> dict[str, Array]:
+        return self.optimizer.learning_rates(self.inner(state))
+
+    def with_learning_rate(self, learning_rate: Any) -> Self:
+        return with_fields(self, optimizer=self.optimizer.with_learning_rate(learning_rate))
+
+    def observe(self, state: Any, metric: Any) -> Any:
+        return self.with_inner(state, self.optimizer.observe(self.inner(state), metric))
+
+    def at(self, step: Any, schedules: PyTree = None) -> Self:
+        return with_fields(self, optimizer=self.optimizer.at(step, schedules))
+
+    def resolve(self, state: Any) -> Self:
+        return with_fields(self, optimizer=self.optimizer.resolve(self.inner(state)))
+
+    def eval_params(self, params: PyTree, state: Any) -> PyTree:
+        return self.optimizer.eval_params(params, self.inner(state))
+
+    @property
+    def state_type(self) -> type:
+        return self.optimizer.state_type
+
+    @property
+    def takes_extra_args(self) -> bool:
+        return self.optimizer.takes_extra_args
+
+    @property
+    def window_length(self) -> int | None:
+        return self.optimizer.window_length
+
+    def window(self, state: Any) -> Window:
+        return self.optimizer.window(self.inner(state))
+
+    def skip(self, state: Any, verdict: Array) -> Any:
+        return self.with_inner(state, self.optimizer.skip(self.inner(state), verdict))
+
+    def ready(self, state: Any) -> Array:
+        return self.optimizer.ready(self.inner(state))
+
+    def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
+        return self.optimizer.drop_frozen(params, grads)
+
+    def rules(self, params: PyTree) -> list[tuple[str, Optimizer] | None]:
+        return self.optimizer.rules(params)
+
+
+class StatefulWrapper(Wrapper):
+    """A `Wrapper` whose state is a NamedTuple of its own, with the state of the inner optimizer in the field `optimizer`.
+
+    Subclasses define `init` and `state_type` as well.
+
+    Example:
+        >>> from typing import Any, NamedTuple
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import SGD, Optimizer, StatefulWrapper, pytree
+        >>> class CountState(NamedTuple):
+        ...     optimizer: Any
+        ...     updates: jax.Array
+        >>> @pytree
+        ... class Count(StatefulWrapper):
+        ...     optimizer: Optimizer
+        ...     state_type = CountState
+        ...     def init(self, params):
+        ...         return CountState(self.optimizer.init(params), jnp.zeros((), jnp.int32))
+        ...     def compute_updates(self, params, grads, state, **extra_args):
+        ...         updates, state = super().compute_updates(params, grads, state, **extra_args)
+        ...         return updates, state._replace(updates=state.updates + 1)
+        >>> optimizer, params = Count(SGD()), jnp.ones(2)
+        >>> optimizer.update(params, params, optimizer.init(params))[1].updates
+        Array(1, dtype=int32)
+    """
+
+    def inner(self, state: Any) -> Any:
+        check_state(self, state)
+        return state.optimizer
+
+    def with_inner(self, state: Any, inner: Any) -> Any:
+        return state._replace(optimizer=inner)

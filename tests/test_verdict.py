@@ -1,0 +1,94 @@
+"""What is committed is finite: a step whose rate is NaN, or that float16 parameters cannot hold, is no success."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from steps import PARAMS, gradients, mlp, mlp_params, trainer_of
+from zoo import bits, groups
+
+from mithril_opt import SGD, Accumulate, Adam, AdamW, Clip, Frozen, from_optax
+
+BROKEN = {
+    "rate": lambda bad: SGD(learning_rate=bad),
+    "schedule": lambda bad: Adam(learning_rate=lambda step: jnp.where(step == 1, bad, 0.1)),
+    "decay": lambda bad: AdamW(learning_rate=0.1, weight_decay=bad),
+    "decay rate": lambda bad: Adam(learning_rate=0.1, beta2=bad),
+    "wrapped": lambda bad: Clip(Accumulate(SGD(learning_rate=bad), every=1), clip_norm=1.0),
+    "group": lambda bad: groups(Adam(learning_rate=0.1), SGD(learning_rate=bad)),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_number_that_is_not_finite(name, bad):
+    trainer = trainer_of(BROKEN[name](jnp.float32(bad)), loss_scale=4.0)
+    params, state = PARAMS, trainer.init(PARAMS)
+    if name == "schedule":
+        params, state, success = trainer.update(params, gradients(1), state)
+        assert success
+    before = params, state.optimizer
+    params, state, success = trainer.update(params, gradients(1), state)
+    assert not success
+    assert bits((params, state.optimizer)) == bits(before)
+    assert (float(state.loss_scale.scale), int(state.loss_scale.skipped), int(state.loss_scale.bad_input)) == (4.0, 1, 1)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(learning_rate=0.1), groups(Frozen(), Adam()), from_optax(optax.sgd(0.1))])
+def test_finite_numbers_are_ready(optimizer):
+    assert bool(optimizer.ready(optimizer.init(PARAMS)))
+
+
+@pytest.mark.parametrize("policy", ["float16", "bfloat16"])
+@pytest.mark.parametrize("every", [1, 2])
+def test_float16_parameters_that_a_step_would_overflow(policy, every):
+    optimizer = Accumulate(SGD(learning_rate=1.0), every=every) if every > 1 else SGD(learning_rate=1.0, momentum=0.5)
+    trainer = trainer_of(optimizer, policy=policy, loss_scale=1.0, dynamic_loss_scaling=False)
+    params = {"w": jnp.asarray([6e4, 1.0], jnp.float16), "b": jnp.ones(2)}
+    state = trainer.init(params)
+    start = params, trainer.init(params).optimizer
+    for _ in range(every):
+        params, state, success = trainer.update(params, {"w": jnp.asarray([-1e4, 1.0]), "b": jnp.ones(2)}, state)
+    assert not success
+    assert bits(params) == bits(start[0])
+    assert every > 1 or bits(state.optimizer) == bits(start[1])
+    for _ in range(every):
+        params, state, success = trainer.update(params, {"w": jnp.asarray([1e4, 1.0]), "b": jnp.ones(2)}, state)
+    assert success
+    np.testing.assert_array_equal(params["w"], np.array([5e4, 0.0], np.float16))
+    assert int(state.loss_scale.bad_input) == 1
+
+
+@pytest.mark.parametrize("nothing", [None, {}, ()])
+def test_no_loss_gradients_are_no_zero_gradients(nothing):
+    trainer, params = trainer_of(model=mlp), mlp_params()
+    state = trainer.init(params)
+    _, pullback = trainer.forward(params, state, jnp.ones((2, 4)))
+    with pytest.raises(
+        ValueError, match="loss_gradients hold no gradient: give the gradient of the loss with respect to the outp"
+    ):
+        trainer.backward_and_update(params, state, pullback, nothing)
+
+
+def test_the_step_count_may_be_set_by_hand_at_the_price_of_one_trace():
+    traces = []
+    optimizer = groups(Adam(), SGD(learning_rate=lambda step: 0.1))
+
+    @jax.jit
+    def step(params, state):
+        traces.append(None)
+        return optimizer.update(params, gradients(1), state)
+
+    for one in (optimizer, Accumulate(optimizer, every=2)):
+        optimizer = one
+        traces.clear()
+        step.clear_cache()
+        params, state = PARAMS, optimizer.init(PARAMS)
+        params, state = step(*step(params, state))
+        inner = state if one.state_type is not type(state) or not hasattr(state, "optimizer") else state.optimizer
+        moved = inner._replace(step=5000)
+        state = moved if inner is state else state._replace(optimizer=moved)
+        for _ in range(4):
+            params, state = step(params, state)
+        assert len(traces) <= 2
