@@ -1,5 +1,6 @@
 """The documentation: `make docs`."""
 
+import inspect
 import re
 import shutil
 from pathlib import Path
@@ -36,6 +37,7 @@ napoleon_use_rtype = False
 
 SECTION = re.compile(r"^(Args|Attributes|Example|Raises|Returns|Yields):$")
 CODE = re.compile(r"``.+?``|`[^`]+`")
+PUBLIC = re.compile(r"^\.\. public:: (.+)$", re.MULTILINE)
 
 
 def copy_notebooks():
@@ -49,6 +51,40 @@ def copy_notebooks():
     names = "\n".join(notebook.stem for notebook in notebooks)
     page = f"# Notebooks\n\nThey run from top to bottom on a CPU, a GPU or a TPU.\n\n```{{toctree}}\n{names}\n```\n"
     (target / "index.md").write_text(page)
+
+
+def reference(text):
+    """`.. public:: optimizers wrappers.clip` as the entries of what is public there: what is new has its entry for free."""
+    return PUBLIC.sub(lambda match: "\n".join(entries(match.group(1).split())), text)
+
+
+def entries(modules):
+    public = [(name, getattr(mithril_opt, name)) for name in mithril_opt.__all__]
+    there = [(name, value) for module in modules for name, value in sorted(public, key=place) if lives_in(value, module)]
+    summary = [".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name, _ in there), ""]
+    return [".. currentmodule:: mithril_opt", "", *summary, *(line for name, value in there for line in entry(name, value))]
+
+
+def place(item):
+    defined = inspect.isclass(item[1]) or inspect.isfunction(item[1])
+    return (item[1].__module__, inspect.getsourcelines(item[1])[1]) if defined else ("", 0)
+
+
+def lives_in(value, module):
+    return f"{value.__module__}.".startswith(f"mithril_opt.{module}.")
+
+
+def entry(name, value):
+    kind = "function" if inspect.isfunction(value) else "exception" if issubclass(value, Exception) else "class"
+    members = ", ".join(methods(value)) if kind == "class" else ""
+    return [f".. auto{kind}:: {name}", *([f"   :members: {members}"] if members else []), ""]
+
+
+def methods(cls):
+    """The methods that a class explains itself and no base of it has."""
+    inherited = {name for base in cls.__mro__[1:] for name in vars(base)}
+    own = {name: value for name, value in vars(cls).items() if not name.startswith("_") and name not in inherited}
+    return [name for name, value in own.items() if inspect.isfunction(value) and value.__doc__]
 
 
 def to_rst(app, what, name, obj, options, lines):
@@ -83,4 +119,5 @@ def code(text):
 
 def setup(app):
     copy_notebooks()
+    app.connect("source-read", lambda app, docname, source: source.__setitem__(0, reference(source[0])))
     app.connect("autodoc-process-docstring", to_rst, priority=1)  # before napoleon

@@ -185,6 +185,25 @@ def test_a_rule_may_see_each_leaf_differently():
     assert [float(new[name].ravel()[0]) for name in ("big", "small", "scalar")] == [0.5, 0.75, 2.0]
 
 
+def test_a_slot_in_bfloat16_is_computed_in_float32_and_kept_in_bfloat16():
+    seen = []
+
+    @pytree
+    class Half(LeafOptimizer):
+        learning_rate: float = 0.5
+
+        def init_leaf(self, param):
+            return jnp.zeros(param.shape, jnp.bfloat16)
+
+        def update_leaf(self, param, grad, slots, t):
+            seen.append(slots.dtype)
+            return self.learning_rate * grad, slots + grad
+
+    optimizer, params = Half(), jnp.ones(3, jnp.float16)
+    params, state = optimizer.update(params, params, optimizer.init(params))
+    assert (seen, state.slots.dtype, params.dtype) == ([jnp.float32], jnp.bfloat16, jnp.float16)
+
+
 class KeySlots(NamedTuple):
     key: jax.Array
 

@@ -3,6 +3,7 @@
 import pickle
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from zoo import OPTIMIZERS, bits, core, make_params, specs, with_core
 
 from mithril_opt import DecayRate, OptState
-from mithril_opt.core.optimizer import plain
+from mithril_opt.core.slots import parameter_of_each_leaf
+from mithril_opt.core.updates import plain
 
 DTYPES = ["float32", "bfloat16", "float16", "complex64"]
 
@@ -297,12 +299,16 @@ def test_init_inside_jit_shares_nothing_either(optimizer):
     assert len(set(pointers)) == len(pointers)
 
 
-def test_init_of_abstract_parameters(optimizer):
-    params = make_params()
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    expected = specs(optimizer.init(params))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_init_of_abstract_parameters(optimizer, dtype):
+    params, expected = make_params(dtype), specs(optimizer.init(make_params(dtype)))
+    sharding = NamedSharding(jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec())
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params)
     assert specs(jax.eval_shape(optimizer.init, abstract))[0] == expected[0]
-    assert specs(optimizer.init(abstract)) == expected
+    state = optimizer.init(abstract)
+    assert specs(state) == expected
+    of_parameters = zip(jax.tree.leaves(state), parameter_of_each_leaf(state, abstract), strict=True)
+    assert {leaf.sharding for leaf, index in of_parameters if index is not None and leaf.ndim} <= {sharding}
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
@@ -397,6 +403,16 @@ def test_derivatives_are_finite_where_gradients_and_parameters_are_zero(optimize
         return loss(structure.unflatten([next(values) if r else n for n, r in zip(numbers, real, strict=True)]), params, grads)
 
     assert finite(jax.jit(jax.grad(of_numbers, argnums=(0, 1, 2)))(given, params, grads))
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if not name.startswith("custom")])
+def test_a_step_is_exported_and_serialized(name):
+    """A user's own NamedTuples are the user's to register."""
+    optimizer, params = OPTIMIZERS[name](), make_params()
+    state = optimizer.init(params)
+    exported = jax.export.export(jax.jit(optimizer.update))(params, params, state)
+    loaded = jax.export.deserialize(exported.serialize())
+    assert_close(loaded.call(params, params, state), optimizer.update(params, params, state))
 
 
 # Bad input: every message names the place, what was given and what is expected.

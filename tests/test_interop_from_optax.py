@@ -10,7 +10,7 @@ import pytest
 import test_contract as contract
 from interop import assert_close, promotion  # noqa: F401
 from steps import scaled, spoil
-from zoo import bits, make_params
+from zoo import bits, make_params, specs
 
 from mithril_opt import SGD, Accumulate, Adam, MixedPrecisionTrainer, MultiOptimizer, from_optax, to_optax
 
@@ -54,7 +54,7 @@ def test_state_keeps_its_types(optimizer, dtype):
 
 
 def test_init_of_abstract_parameters():
-    contract.test_init_of_abstract_parameters(from_optax(optax.adamw(0.1)))
+    contract.test_init_of_abstract_parameters(from_optax(optax.adamw(0.1)), "bfloat16")
     values = from_optax(TRANSFORMATIONS["schedule-free"]())  # keeps the values of the parameters, which only tracing can spare
     assert jax.eval_shape(values.init, make_params()).slots.z["embed"].shape == (4, 3)
 
@@ -267,3 +267,52 @@ def test_the_state_of_another_transformation_or_of_other_parameters(other):
 def test_what_is_no_transformation(thing):
     with pytest.raises(TypeError, match=r"from_optax takes an optax.GradientTransformation, such as optax.adam"):
         from_optax(thing)
+
+
+def test_a_state_that_drifts_is_held_to_its_dtypes():
+    """Such a transformation would be traced anew in the second step, and its state be refused by scan."""
+
+    def init(params):
+        return {"weak": jnp.float32(1.5), "wide": jnp.ones(2, jnp.bfloat16), "count": jnp.int8(0)}
+
+    def update(updates, state, params=None):
+        return updates, {"weak": jnp.asarray(1.5), "wide": jnp.ones(2), "count": jnp.int32(1)}
+
+    drifting = optax.GradientTransformation(init, update)
+    optimizer, params = from_optax(drifting), {"w": jnp.ones(2)}
+    state = optimizer.init(params)
+    _, after = optimizer.update(params, params, state)
+    assert specs(after) == specs(state)
+    assert {name: leaf.dtype for name, leaf in after.slots.items()} == {
+        "weak": jnp.float32,
+        "wide": jnp.bfloat16,
+        "count": jnp.int8,
+    }
+
+
+def test_updates_in_half_precision_are_added_in_float32():
+    """1 + 2⁻⁸ + 2⁻⁹ is no bfloat16, and its half, added in bfloat16, would be lost."""
+    halves = optax.GradientTransformation(
+        lambda params: optax.EmptyState(),
+        lambda updates, state, params=None: (jax.tree.map(lambda u: u.astype(jnp.bfloat16), updates), state),
+    )
+    optimizer = from_optax(halves)
+    updates, _ = optimizer.compute_updates(jnp.ones(2), jnp.full(2, 2.0**-9), optimizer.init(jnp.ones(2)))
+    assert updates.dtype == jnp.float32
+    params, _ = optimizer.update(jnp.ones(2), jnp.full(2, 2.0**-9), optimizer.init(jnp.ones(2)))
+    assert params.dtype == jnp.float32
+    assert params[0] == 1 + 2.0**-9
+
+
+def test_a_state_that_holds_the_parameters_or_one_array_twice_can_be_donated():
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return {"start": params, "sum": zeros, "mean": zeros}
+
+    sharing = optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
+    optimizer, params = from_optax(sharing), {"w": jnp.ones(4)}
+    state = optimizer.init(params)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((params, state))]
+    assert len(set(pointers)) == len(pointers)
+    new, _ = jax.jit(optimizer.update, donate_argnums=(0, 2))(params, {"w": jnp.ones(4)}, state)
+    np.testing.assert_array_equal(new["w"], 2)

@@ -2,11 +2,13 @@
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from equinox.internal import closure_to_pytree
 from interop import assert_close, promotion  # noqa: F401
 from zoo import bits, make_params
 
@@ -240,3 +242,21 @@ def test_schedule_free_is_nearer_to_exact_arithmetic_than_optax_s_own(dtype):
     with jax.enable_x64(dtype == "float64"):
         error = abs(trained(ours, dtype) - exact).max()
         assert error < 1e-8 if dtype == "float64" else error < 0.01 * abs(trained(own, dtype) - exact).max()
+
+
+def test_the_numbers_are_in_the_closures():
+    """What optimistix does, so that another rate is no new trace: its solver takes closures apart into pytrees."""
+    parts = [closure_to_pytree(to_optax(Adam(jnp.float32(rate), beta2=0.9))) for rate in (0.5, 0.25)]
+    leaves = [jax.tree.leaves(part) for part in parts]
+    assert jax.tree.structure(parts[0]) == jax.tree.structure(parts[1])
+    assert [0.5 in own for own in leaves] == [True, False]
+    assert [0.25 in own for own in leaves] == [False, True]
+    traces = []
+
+    @eqx.filter_jit
+    def step(part, params):
+        traces.append(None)
+        return part.update(params, part.init(params), params)[0]
+
+    assert bits([step(part, jnp.ones(2)) for part in parts]) == bits([jnp.full(2, -0.5), jnp.full(2, -0.25)])
+    assert len(traces) == 1

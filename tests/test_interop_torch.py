@@ -168,15 +168,28 @@ def test_the_state_of_another_optimizer():
         moved("adam", saved={"weight": np.ones(3)})
 
 
+@pytest.mark.parametrize("state", [{}, None], ids=["fresh", "trained"])
+@pytest.mark.parametrize(("ours", "theirs"), [("adam", "adamw"), ("adamw", "adam")])
+def test_adam_and_adamw_have_the_same_state_but_not_the_same_decay(ours, theirs, state):
+    groups = [dict(group) for group in DESCRIPTION["param_groups"][theirs]]
+    saved = {"state": torch_state("adam")["state"] if state is None else {}, "param_groups": groups}
+    decoupled = theirs == "adamw"
+    with pytest.raises(ValueError, match=rf"a parameter group has {{'decoupled_weight_decay': {decoupled}}}"):
+        moved("adam", {"adam": Adam(), "adamw": AdamW()}[ours], saved)
+    for group in saved["param_groups"]:
+        del group["decoupled_weight_decay"]  # an older PyTorch
+    moved("adam", {"adam": Adam(), "adamw": AdamW()}[ours], saved)
+
+
 def test_names_and_transpositions_that_do_not_fit():
     with pytest.raises(
-        ValueError, match=r"names must list the paths of the parameters, \['conv/kernel', .* got \['linear/kernel'\]"
+        ValueError, match=r"names must list the paths of the parameters in PyTorch's order, conv/kernel, .*; got linear/kernel"
     ):
         moved("adam", names=["linear/kernel"], transpose=())
     groups = [{**DESCRIPTION["param_groups"]["adam"][0], "params": [0, 1]}]
     with pytest.raises(ValueError, match="PyTorch's optimizer has 2 parameters, but names lists 3"):
         moved("adam", saved={**torch_state("adam"), "param_groups": groups})
-    with pytest.raises(ValueError, match=r"transpose names \['layer'\], which are not among"):
+    with pytest.raises(ValueError, match="transpose names layer, which are not among"):
         moved("adam", transpose=["layer"])
     with pytest.raises(ValueError, match=r"transpose must be a list of paths or a dictionary, got 'linear/kernel'"):
         moved("adam", transpose="linear/kernel")

@@ -35,7 +35,9 @@ def test_equals_training_the_groups_apart_to_the_bit():
     assert int(state.step) == int(states[0].step) == 10
 
 
-@pytest.mark.parametrize("pattern", ["em*", re.compile("^emb"), lambda path, leaf: leaf.ndim == 2 and path == "embed"])
+@pytest.mark.parametrize(
+    "pattern", ["em*", re.compile("^emb"), re.compile("bed$"), lambda path, leaf: leaf.ndim == 2 and path == "embed"]
+)
 def test_patterns(pattern):
     table = two(Adam(), SGD(), pattern).describe(PARAMS)
     assert {row[0]: row[3] for row in table.rows} == {

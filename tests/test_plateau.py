@@ -244,3 +244,23 @@ BAD = [
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         ReduceLROnPlateau(0.1, **arguments)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_nothing_in_it_is_infinite(mode):
+    """`jax_debug_infs` stops at every infinity that a program makes."""
+    optimizer, params = SGD(ReduceLROnPlateau(0.1, mode=mode, patience=0, threshold=0)), jnp.ones(3)
+    with jax.debug_infs(True), jax.debug_nans(True):
+        state = optimizer.init(params)
+        params, state = jax.jit(optimizer.update)(params, params, state)
+        for _ in range(2):
+            state = jax.jit(optimizer.observe)(state, 0.5)
+        assert optimizer.get_learning_rate(state) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("mode", "first", "worse"), [("min", 3e38, 3.1e38), ("max", -3e38, -3.1e38)])
+def test_any_metric_is_better_than_none(mode, first, worse):
+    schedule = ReduceLROnPlateau(0.1, mode=mode, patience=0)
+    memory = schedule.observe(schedule.init(), first, 0)
+    assert (memory.best, memory.num_reductions) == (np.float32(first), 0)
+    assert schedule.observe(memory, worse, 0).num_reductions == 1

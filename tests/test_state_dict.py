@@ -15,6 +15,7 @@ from mithril_opt import (
     MixedPrecisionTrainer,
     MultiOptimizer,
     ReduceLROnPlateau,
+    RMSProp,
     from_state_dict,
     to_state_dict,
 )
@@ -47,6 +48,7 @@ def test_names_are_stable_and_readable():
         "loss_scale/attempts",
         "loss_scale/last_bad_leaf",
         "format_version",
+        "format_rules",
     ]
     multi = MultiOptimizer({"body": Adam(), "head": SGD(momentum=0.9)}, groups={"body": "decoder/w", "head": ...})
     names = [
@@ -55,6 +57,7 @@ def test_names_are_stable_and_readable():
         "slots/body/nu/decoder/w",
         "slots/head/trace/decoder/layers/0",
         "format_version",
+        "format_rules",
     ]
     assert list(to_state_dict(multi.init(PARAMS))) == names
 
@@ -63,7 +66,8 @@ def test_the_arrays_are_handed_over_as_they_are():
     state = Adam().init(PARAMS)
     saved = to_state_dict(state)
     assert saved["slots/mu/decoder/w"] is state.slots.mu["decoder"]["w"]
-    assert (saved["format_version"], saved["format_version"].dtype) == (1, np.int32)
+    assert (saved["format_version"], saved["format_version"].dtype) == (2, np.int32)
+    assert bytes(saved["format_rules"]) == b"slots: AdamSlots"
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -135,10 +139,58 @@ def test_strict_lists_all_that_does_not_fit_and_changes_nothing():
 
 
 def test_the_checkpoint_of_another_optimizer():
+    saved = to_state_dict(SGD(momentum=0.9).init(PARAMS))
+    with pytest.raises(ValueError, match="another rule's: its slots are 'slots: SGDSlots', expected 'slots: AdamSlots'"):
+        from_state_dict(Adam().init(PARAMS), saved)
+    del saved["format_rules"]  # as in the first format
     with pytest.raises(
         ValueError, match=r"missing: slots/mu/decoder/w float32\[2,3\]\n(.*\n)+  unexpected: slots/trace/decoder/w"
     ):
-        from_state_dict(Adam().init(PARAMS), to_state_dict(SGD(momentum=0.9).init(PARAMS)))
+        from_state_dict(Adam().init(PARAMS), saved)
+
+
+def test_slots_of_the_same_names_and_shapes_of_another_rule():
+    centered, adam = RMSProp(centered=True), Adam()
+    for ours, theirs in ((centered, adam), (adam, centered)):
+        with pytest.raises(ValueError, match="the saved state is another rule's"):
+            from_state_dict(ours.init(PARAMS), to_state_dict(theirs.init(PARAMS)))
+    assert from_state_dict(AdamW().init(PARAMS), to_state_dict(adam.init(PARAMS))).slots.mu is not None
+
+
+@pytest.mark.parametrize("step", [-1, -(2**31)])
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_negative_count(step, strict):
+    state = Accumulate(Adam(), every=2).init(PARAMS)
+    for name in ("optimizer/step", "micro_step"):
+        saved = {**to_state_dict(state), name: np.array(step, np.int32)}
+        with pytest.raises(ValueError, match=f"{name} must not be negative, got {step}"):
+            from_state_dict(state, saved, strict=strict)
+
+
+def test_a_parameter_may_be_called_step():
+    params = {"step": jnp.float32(-3.5)}
+    assert from_state_dict(params, to_state_dict(params)) == params
+
+
+def test_a_count_that_int32_does_not_hold():
+    saved = {**to_state_dict(SGD().init(PARAMS)), "step": np.array(2**31, np.int64)}
+    with pytest.raises(ValueError, match=r"expected int32\[\] but found int64\[\]: step"):
+        from_state_dict(SGD().init(PARAMS), saved)
+
+
+def test_the_arguments_in_the_other_order():
+    state = Adam().init(PARAMS)
+    with pytest.raises(ValueError, match=r"takes \(template, mapping\), but its first argument is what to_state_dict returned"):
+        from_state_dict(to_state_dict(state), state)
+    with pytest.raises(TypeError, match="the second argument of from_state_dict is what to_state_dict returned, got OptState"):
+        from_state_dict(state, state)
+
+
+def test_bfloat16_through_a_file_of_numpy(tmp_path):
+    state = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf, Adam().init(PARAMS))
+    np.savez(tmp_path / "state.npz", **to_state_dict(state))
+    with np.load(tmp_path / "state.npz") as saved:
+        assert bits(from_state_dict(state, dict(saved))) == bits(state)
 
 
 def test_values_that_are_no_arrays():
@@ -155,10 +207,10 @@ def test_an_abstract_template_has_nothing_to_keep():
         from_state_dict(template, to_state_dict(SGD().init(PARAMS)), strict=False)
 
 
-@pytest.mark.parametrize("version", [np.int32(2), np.int32(0), -1])
+@pytest.mark.parametrize("version", [np.int32(3), np.int32(0), -1])
 def test_a_format_of_the_future(version):
     saved = {**to_state_dict(SGD().init(PARAMS)), "format_version": version}
-    with pytest.raises(ValueError, match=rf"saved in format {version}; this version of mithril_opt reads up to 1"):
+    with pytest.raises(ValueError, match=rf"saved in format {version}; this version of mithril_opt reads up to 2"):
         from_state_dict(SGD().init(PARAMS), saved)
 
 

@@ -162,6 +162,7 @@ BAD_CALLS = {
     "state-in-metrics": (lambda: MODEL_TRAINER.metrics(W), ValueError, "state must be what"),
     "state-in-check": (lambda: MODEL_TRAINER.check(W, W), ValueError, "state must be what"),
     "vector-loss": (lambda: value(lambda p: p["w"]), TypeError, r"must be a real floating scalar, got float16\[3\]"),
+    "python-loss": (lambda: value(lambda p: 1.0), TypeError, r"loss_fn returned the Python number 1\.0 as the loss"),
     "integer-loss": (lambda: value(lambda p: jnp.int32(1)), TypeError, r"must be a real floating scalar, got int32\[\]"),
     "complex-loss": (lambda: value(lambda p: jnp.complex64(1)), TypeError, r"a real floating scalar, got complex64\[\]"),
     "aux-without-has-aux": (lambda: value(lambda p: (1.0, {"a": 2})), TypeError, "a real floating scalar, got tuple"),

@@ -196,6 +196,7 @@ def number(
         >>> Descent(learning_rate=-1.0)
         Traceback (most recent call last):
         ValueError: Descent: learning_rate must be a number in [0, inf) or a schedule, got -1.0
+        To maximise, negate the loss.
     """
     rule = Number(minimum, maximum, above, below, off=off, optional=optional, exact=exact, masked=masked)
     return dataclasses.field(default=default, metadata={"rule": rule})

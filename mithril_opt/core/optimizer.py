@@ -8,7 +8,7 @@ The second is the same for all: it checks its arguments, asks for the updates, a
 import abc
 import dataclasses
 import functools
-from typing import Any, ClassVar, NamedTuple, Self, final
+from typing import Any, ClassVar, Self, final
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from mithril_opt.core.decay_rate import DecayRate
 from mithril_opt.core.fields import is_static, rule_of
 from mithril_opt.core.numerics import scalar_f32
-from mithril_opt.core.pytree import check_numbers, set_field, with_fields
+from mithril_opt.core.pytree import check_decorated, check_numbers, set_field, with_fields
 from mithril_opt.core.schedule import Schedule, as_schedule, as_step, fresh_memories, known_memories
 from mithril_opt.core.state import Counterpart, OptState, Window, check_state, misuse
-from mithril_opt.core.tree import agree, overlay, trained, trains, widen
+from mithril_opt.core.tree import agree, overlay, trained, trains
 from mithril_opt.core.typing import Array, PyTree
+from mithril_opt.core.updates import apply_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,20 @@ class Optimizer(abc.ABC):
     # Whether a step moves every element by about the learning rate.
     unit_steps: ClassVar[bool] = False
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        check_decorated(cls)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if not is_static(field):
                 set_field(self, field.name, as_schedule(getattr(self, field.name)))
-        check_numbers(self)
+        try:
+            check_numbers(self)
+        except ValueError as error:
+            if "learning_rate" in str(error):
+                error.add_note("To maximise, negate the loss.")
+            raise
 
     @abc.abstractmethod
     def init(self, params: PyTree) -> Any:
@@ -247,48 +257,3 @@ def _step(optimizer: Optimizer, params: PyTree, grads: PyTree, state: Any, extra
 
 
 _compiled_step = jax.jit(_step)  # so that a call outside jit compiles itself once
-
-
-class Moved(NamedTuple):
-    """An update with the parameter it leads to, where the optimizer has added them itself: in a branch that may not be taken,
-    or with more digits than the parameter holds. Whichever of the two nobody reads is not computed.
-
-    Attributes:
-        update: u, in float32 or wider.
-        param: what p + u is rounded to, in the dtype of p.
-    """
-
-    update: Array
-    param: Array
-
-
-def plain(updates: PyTree) -> PyTree:
-    """`updates` as arrays that may be changed: what changes them decides where they lead."""
-    return jax.tree.map(lambda u: u.update if isinstance(u, Moved) else u, updates, is_leaf=_is_moved)
-
-
-def moved(params: PyTree, updates: PyTree, new: PyTree) -> PyTree:
-    """`updates` with the parameters `new` that they lead to."""
-    structure = jax.tree.structure(params)
-    pairs = zip(structure.flatten_up_to(updates), structure.flatten_up_to(new), strict=True)
-    return structure.unflatten([None if update is None else Moved(update, param) for update, param in pairs])
-
-
-def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
-    """`params + updates`, arrays added in float32 or wider, in the dtypes of `params`; None where the update is None.
-
-    Raises:
-        ValueError: the two differ in structure or in a shape; names the path of the first difference.
-    """
-    agree(params, plain(updates), ("parameter", "update"))
-    leaves, structure = jax.tree.flatten(params)
-    pairs = zip(leaves, structure.flatten_up_to(updates), strict=True)
-    return structure.unflatten([None if update is None else _new(param, update) for param, update in pairs])
-
-
-def _new(param: Array, update: Any) -> Array:
-    return update.param if _is_moved(update) else (widen(param) + update).astype(jnp.result_type(param))
-
-
-def _is_moved(update: Any) -> bool:
-    return isinstance(update, Moved)

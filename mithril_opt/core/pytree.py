@@ -9,6 +9,7 @@ ranges: the gradient with respect to an optimizer is an optimizer of gradients, 
 """
 
 import dataclasses
+import inspect
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -56,6 +57,12 @@ def pytree(cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
     return made
+
+
+def check_decorated(cls: type) -> None:
+    """Raise a TypeError unless `cls` is abstract or is itself a dataclass, and not only its base."""
+    if not (inspect.isabstract(cls) or "__dataclass_fields__" in vars(cls)):
+        raise TypeError(f"{cls.__name__} must be decorated with @pytree: its fields are not known otherwise")
 
 
 def set_field(self: Any, name: str, value: Any) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from mithril_opt.core.fields import static
 from mithril_opt.core.pytorch_calls import refuse_optimizer
-from mithril_opt.core.pytree import check_numbers, pytree
+from mithril_opt.core.pytree import check_decorated, check_numbers, pytree
 from mithril_opt.core.typing import Array, PyTree
 
 MAX_STEP = 2**31 - 1
@@ -46,6 +46,7 @@ class Schedule:
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        check_decorated(cls)
         # Before __init__, which would only complain about the number of arguments.
         names = {field.name for field in dataclasses.fields(cls)}
         refuse_optimizer(cls.__name__, args, kwargs, takes_rate="base_lr" in names and "max_lr" not in names)
@@ -88,8 +89,13 @@ class Schedule:
     def read(self, memory: PyTree, step: Array) -> Array:
         """The value at `step`, an int32 array of numbers ≥ 0, given `memory`: float32 of the shape of `step`."""
         with jax.numpy_dtype_promotion("standard"):  # a function of the user's may mix integers and floats
-            value = jnp.asarray(self.value_given(step, memory))
-        return jnp.broadcast_to(jax.lax.convert_element_type(value, jnp.float32), step.shape)
+            value = self.value_given(step, memory)
+        if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+            raise TypeError(f"{self!r} must return a number at every step, got {value!r}")
+        numbers = jnp.asarray(value)
+        if numbers.shape not in ((), step.shape):
+            raise ValueError(f"{self!r} must return a scalar for a scalar step, got shape {numbers.shape} for {step.shape}")
+        return jnp.broadcast_to(jax.lax.convert_element_type(numbers, jnp.float32), step.shape)
 
 
 @pytree
@@ -99,7 +105,13 @@ class Function(Schedule):
     function: Any = static()
 
     def value(self, step: Array) -> Any:
-        return self.function(step)
+        try:
+            return self.function(step)
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+            raise TypeError(
+                f"{self!r}: a function of the step is traced, so it must be made of jax.numpy operations, with jnp.cos for "
+                "math.cos and jnp.where for if"
+            ) from error
 
     def __repr__(self) -> str:
         return repr(self.function)
@@ -158,9 +170,16 @@ def fresh_memories(optimizer: Any) -> dict[str, PyTree]:
 
 def known_memories(optimizer: Any, memories: PyTree) -> PyTree:
     """`memories`, after checking that they hold something for each schedule that follows a metric."""
-    if missing := sorted(fresh_memories(optimizer).keys() - memories.keys()):
+    fresh = fresh_memories(optimizer)
+    if missing := sorted(fresh.keys() - memories.keys()):
         raise ValueError(
             f"{type(optimizer).__name__}: the state remembers nothing for the metric-driven schedules {missing}; "
             "state._replace(schedules=optimizer.init(params).schedules) starts them afresh"
         )
+    for name, memory in fresh.items():
+        if jax.tree.structure(memory) != jax.tree.structure(memories[name]):
+            raise ValueError(
+                f"{type(optimizer).__name__}: what the state remembers for {name} is another schedule's: "
+                f"{type(memories[name]).__name__}, expected {type(memory).__name__}"
+            )
     return memories

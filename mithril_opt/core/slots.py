@@ -37,6 +37,8 @@ def fresh(init_leaf: Callable[[Any], PyTree], leaf: Any) -> PyTree:
     seen = {id(param)}
 
     def own(slot: Array) -> Array:
+        if not hasattr(slot, "dtype"):
+            raise TypeError(f"init_leaf returned {slot!r} as a slot; a slot is an array, or None")
         slot = jnp.copy(slot) if id(slot) in seen else jnp.asarray(slot, slot.dtype)
         seen.add(id(slot))
         return slot

@@ -1,8 +1,22 @@
 """The state of an optimizer, and whether it belongs to the optimizer that is given it."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.export
+import numpy as np
 
 from mithril_opt.core.typing import Array, PyTree
+
+T = TypeVar("T")
+
+
+def exported(cls: type[T]) -> type[T]:
+    """Make `jax.export` know `cls`, a NamedTuple of a state, so that a step can be serialized; a decorator."""
+    jax.export.register_namedtuple_serialization(cls, serialized_name=f"mithril_opt.{cls.__name__}")
+    return cls
 
 
 class Window(NamedTuple):
@@ -17,6 +31,7 @@ class Window(NamedTuple):
     verdict: Array
 
 
+@exported
 class OptState(NamedTuple):
     """What the next update needs.
 
@@ -46,11 +61,13 @@ class Counterpart(NamedTuple):
         name: of the rule in PyTorch, of the NamedTuple that holds the slots in optax.
         slots: their names of our slots.
         settings: settings by which the parameter groups of PyTorch's rule are known.
+        values: what some of them must be where a group has them: AdamW is an Adam whose "decoupled_weight_decay" is True.
     """
 
     name: str
     slots: dict[str, str]
     settings: frozenset[str] = frozenset()
+    values: Mapping[str, Any] = MappingProxyType({})
 
 
 def misuse(optimizer: Any, grads: PyTree, state: Any, extra_args: Any = ()) -> Exception:
@@ -64,6 +81,13 @@ def misuse(optimizer: Any, grads: PyTree, state: Any, extra_args: Any = ()) -> E
     if not isinstance(state, optimizer.state_type):
         return ValueError(f"{name}.update takes the state that init returned as its third argument, got {type(state).__name__}")
     return TypeError(f"{name}.update takes no further arguments, as optimizers made by from_optax do; got {sorted(extra_args)}")
+
+
+def checked_step(step: Any) -> int:
+    """`step`, a count of updates given by hand; a ValueError unless it is one that int32 holds."""
+    if isinstance(step, bool) or not isinstance(step, int | np.integer) or not 0 <= step < 2**31:
+        raise ValueError(f"step must be a number of updates, an integer from 0 to 2147483647, got {step!r}")
+    return int(step)
 
 
 def check_state(optimizer: Any, state: Any) -> None:

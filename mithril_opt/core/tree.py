@@ -122,7 +122,7 @@ def _first_difference(params: PyTree, grads: PyTree, param: str, grad: str) -> s
     for path, leaf in theirs.items():
         if path not in dict(ours):
             return f"at {path!r} there is a {grad}, {describe_leaf(leaf)}, but no {param}"
-    return f"each {param} is in {jax.tree.structure(params)} but each {grad} in {jax.tree.structure(grads)}"
+    return f"the {param}s are in a {type(params).__name__}, the {grad}s in a {type(grads).__name__} with the same paths"
 
 
 def describe_leaf(leaf: Any) -> str:
@@ -130,6 +130,13 @@ def describe_leaf(leaf: Any) -> str:
     if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
         return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
     return type(leaf).__name__
+
+
+def listed(names: Iterable[Any], most: int = 6) -> str:
+    """The first few of `names`, and how many there are beside them."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def widen(leaf: Any) -> Array:

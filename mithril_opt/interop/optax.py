@@ -9,11 +9,12 @@ import numpy as np
 
 from mithril_opt.core.fields import static
 from mithril_opt.core.numerics import compute_dtype, saturating_increment, scalar_f32
-from mithril_opt.core.optimizer import Optimizer, plain
+from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
 from mithril_opt.core.state import OptState
 from mithril_opt.core.tree import agree, leaves_with_paths, overlay, trained, trains, widen
 from mithril_opt.core.typing import Array, PyTree
+from mithril_opt.core.updates import plain
 
 
 @pytree
@@ -140,6 +141,10 @@ def to_optax(optimizer: Optimizer) -> Any:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"to_optax takes an Optimizer, got {name}; for an optax transformation there is from_optax")
 
+    # Functions with the optimizer in their closure, not its methods: tools that look into closures find its numbers there.
+    def init(params: PyTree) -> Any:
+        return optimizer.init(params)
+
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any) -> tuple[PyTree, Any]:
         if params is None:
             raise ValueError(f"to_optax({name}) needs the parameters: call update(updates, state, params)")
@@ -150,7 +155,7 @@ def to_optax(optimizer: Optimizer) -> Any:
         new_updates, state = compute(optimizer, trained(params), agree(params, gradients), state, given)
         return _like(updates, plain(new_updates), params), state
 
-    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _compute(optimizer: Any, params: PyTree, grads: PyTree, state: Any, extra_args: Any) -> tuple[PyTree, Any]:

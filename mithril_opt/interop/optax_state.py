@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from mithril_opt.core.optimizer import Optimizer
-from mithril_opt.core.state import Counterpart, OptState, check_state
-from mithril_opt.core.tree import agree, overlay
+from mithril_opt.core.state import Counterpart, OptState, check_state, checked_step
+from mithril_opt.core.tree import agree, listed, overlay
 from mithril_opt.core.typing import PyTree
 from mithril_opt.interop.optax import apart
 
@@ -91,12 +91,35 @@ def _counterpart(optimizer: Optimizer) -> Counterpart:
 def _find_slots(optimizer: Optimizer, state: OptState, optax_state: PyTree) -> dict[str, PyTree]:
     """The trees of `optax_state` that are slots, by our names."""
     theirs, names = _counterpart(optimizer), [name for name, tree in state.slots._asdict().items() if tree is not None]
-    found = [node for node in _named_tuples(optax_state) if not SLOT_NAMES.isdisjoint(node._fields)]
+    nodes = list(_named_tuples(optax_state))
+    _check_nothing_lost(optimizer, nodes)
+    found = [node for node in nodes if not SLOT_NAMES.isdisjoint(node._fields)]
     wanted = [theirs.name] if names else []
     if [type(node).__name__ for node in found] != wanted:
         needs, has = wanted or ["no slots"], [type(node).__name__ for node in found] or ["no slots"]
         raise ValueError(f"{type(optimizer).__name__} needs an optax state with {needs[0]}, but this one has {', '.join(has)}")
     return {name: getattr(found[0], theirs.slots[name]) for name in names}
+
+
+def _check_nothing_lost(optimizer: Optimizer, nodes: list[Any]) -> None:
+    """Raise a ValueError if optax keeps what our state has no place for, or what only another rule keeps."""
+    for node in nodes:
+        if "mini_step" in node._fields and int(node.mini_step):
+            raise ValueError(
+                f"{type(node).__name__} is in mid-window, and its {int(node.mini_step)} gradients would be lost: take the "
+                "state after a step that closes a window"
+            )
+        kept = {name: child for name, child in node._asdict().items() if name not in SLOT_NAMES | {"acc_grads"}}
+        lost = [name for name, child in kept.items() if any(map(jnp.ndim, _own_arrays(child)))]
+        if lost:
+            raise ValueError(
+                f"{type(node).__name__} also keeps {listed(lost)}, for which {type(optimizer).__name__} has no place"
+            )
+
+
+def _own_arrays(tree: PyTree) -> list[Any]:
+    """The arrays in `tree` that are in no NamedTuple inside it."""
+    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=_is_named_tuple) if not _is_named_tuple(leaf)]
 
 
 def _is_named_tuple(node: Any) -> bool:
@@ -129,7 +152,7 @@ def _cast(values: PyTree, like: PyTree) -> PyTree:
 
 def _count(optax_state: PyTree, step: int | None) -> jax.Array:
     given = [node.count for node in _named_tuples(optax_state) if "count" in node._fields]
-    counts = sorted({int(count) for count in [*given, *([] if step is None else [step])]})
+    counts = sorted({checked_step(int(count)) for count in given} | ({checked_step(step)} if step is not None else set()))
     if not counts:
         raise ValueError("the optax state does not count its updates; give their number as step=")
     if len(counts) > 1:

@@ -4,23 +4,27 @@
     slots/mu/decoder/w       float32
     loss_scale/scale         float32
     format_version           int32
+    format_rules             uint8, text
 
-The names are the paths of the leaves, so they stay the same while the classes around them change.
+The names are the paths of the leaves, so they stay the same while the classes around them change. `format_rules` says which
+rule the slots are of, since two rules may have slots of the same names and shapes.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt.core.tree import describe_leaf, leaves_with_paths
+from mithril_opt.core.state import OptState
+from mithril_opt.core.tree import describe_leaf, leaves_with_paths, listed
 from mithril_opt.core.typing import PyTree
 
-VERSION_KEY = "format_version"
-FORMAT_VERSION = 1
+VERSION_KEY, RULES_KEY = "format_version", "format_rules"
+FORMAT_VERSION = 2
+COUNTS = {"step", "micro_step", "verdict", "skipped", "attempts", "good_steps"}
 
 T = TypeVar("T")
 
@@ -32,9 +36,10 @@ def to_state_dict(state: PyTree) -> dict[str, Any]:
         state: the state of an optimizer or a trainer, or any tree of arrays, parameters say.
 
     Returns:
-        The leaves by their paths (`slots/mu/decoder/w`), and `format_version`, an int32 scalar. Arrays are handed over as they
-        are, sharded ones included; a PRNG key as its data, a Python number as a NumPy scalar array. A step that is donated
-        `state` takes its arrays away: save what is returned before it, or keep `jax.tree.map(jnp.copy, ...)` of it.
+        The leaves by their paths (`slots/mu/decoder/w`); `format_version`, an int32 scalar; and `format_rules`, the classes of
+        the slots, as bytes. Arrays are handed over as they are, sharded ones included; a PRNG key as its data, a Python number
+        as a NumPy scalar array. A step that is donated `state` takes its arrays away: save what is returned before it, or keep
+        `jax.tree.map(jnp.copy, ...)` of it.
 
     Raises:
         ValueError: two leaves have the same path, because a key contains a slash.
@@ -44,14 +49,15 @@ def to_state_dict(state: PyTree) -> dict[str, Any]:
         >>> import jax.numpy as jnp
         >>> from mithril_opt import SGD, to_state_dict
         >>> sorted(to_state_dict(SGD(momentum=0.9).init({"w": jnp.ones(2)})))
-        ['format_version', 'slots/trace/w', 'step']
+        ['format_rules', 'format_version', 'slots/trace/w', 'step']
     """
     leaves = leaves_with_paths(state)
-    counts = Counter([*(path for path, _ in leaves), VERSION_KEY])
+    counts = Counter([*(path for path, _ in leaves), VERSION_KEY, RULES_KEY])
     twice = sorted(path for path, count in counts.items() if count > 1)
     if twice:
-        raise ValueError(f"several leaves have the same path: {', '.join(twice)}")
-    return {**{path: _stored(path, leaf) for path, leaf in leaves}, VERSION_KEY: np.array(FORMAT_VERSION, np.int32)}
+        raise ValueError(f"several leaves have the same path: {listed(twice)}")
+    header = {VERSION_KEY: np.array(FORMAT_VERSION, np.int32), RULES_KEY: np.frombuffer(_rules(state).encode(), np.uint8)}
+    return {**{path: _stored(path, leaf) for path, leaf in leaves}, **header}
 
 
 def from_state_dict(template: T, mapping: Mapping[str, Any], strict: bool = True) -> T:
@@ -72,7 +78,8 @@ def from_state_dict(template: T, mapping: Mapping[str, Any], strict: bool = True
 
     Raises:
         ValueError: the entries do not fit; lists those that are missing, unexpected, or of another shape or dtype. Or the
-            format is a later one than this version reads.
+            slots are another rule's, a count is negative, the format is a later one than this version reads, or the arguments
+            are swapped.
 
     Example:
         >>> import jax.numpy as jnp
@@ -82,12 +89,16 @@ def from_state_dict(template: T, mapping: Mapping[str, Any], strict: bool = True
         >>> from_state_dict(optimizer.init(params), saved).slots.trace
         {'w': Array([0., 0.], dtype=float32)}
     """
+    _check_arguments(template, mapping)
     _check_version(mapping)
     leaves = leaves_with_paths(template)
     expected = {path: _data(leaf) for path, leaf in leaves}
+    mapping = {path: _as_saved(value, expected.get(path)) for path, value in mapping.items()}
     fitting = {path for path, leaf in expected.items() if path in mapping and _spec(leaf) == _spec(mapping[path])}
     if strict:
+        _check_rules(template, mapping)
         _check_complete(expected, mapping, fitting)
+    _check_counts({path: mapping[path] for path in fitting})
     _check_arrays({path: leaf for path, leaf in leaves if path not in fitting})
     values = [_restored(mapping[path] if path in fitting else _stored(path, leaf), leaf) for path, leaf in leaves]
     return jax.tree.unflatten(jax.tree.structure(template), values)
@@ -123,7 +134,9 @@ def _data(leaf: Any) -> Any:
 
 
 def _spec(leaf: Any) -> tuple[Any, Any]:
-    return np.shape(leaf), jnp.result_type(leaf) if hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex) else None
+    # Not jnp.result_type of an array: it takes an int64 for an int32.
+    dtype = jnp.result_type(leaf) if isinstance(leaf, int | float | complex) else getattr(leaf, "dtype", None)
+    return np.shape(leaf), dtype
 
 
 def _restored(value: Any, leaf: Any) -> jax.Array:
@@ -134,6 +147,36 @@ def _restored(value: Any, leaf: Any) -> jax.Array:
     return placed(jax.random.wrap_key_data(jnp.asarray(value), impl=implementations[0]), leaf)
 
 
+def _as_saved(value: Any, leaf: Any) -> Any:
+    """`value`, in the dtype of `leaf` if it is one that NumPy wrote as bytes because it does not know it (bfloat16, float8)."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "V" or leaf is None:
+        return value
+    return value.view(leaf.dtype) if value.dtype.itemsize == np.dtype(leaf.dtype).itemsize else value
+
+
+def _rules(state: PyTree) -> str:
+    """The classes of the slots in `state`, with their paths, as text."""
+    found = leaves_with_paths(state, is_leaf=lambda node: isinstance(node, OptState))
+    states = [(path, node) for path, node in found if isinstance(node, OptState)]
+    return "; ".join(text for path, node in states for text in _slot_classes(f"{path}/slots".lstrip("/"), node.slots))
+
+
+def _slot_classes(path: str, slots: PyTree) -> Iterator[str]:
+    if isinstance(slots, dict):
+        for name, own in sorted(slots.items()):
+            yield from _slot_classes(f"{path}/{name}", own)
+    elif isinstance(slots, tuple) and hasattr(slots, "_fields"):
+        yield f"{path}: {type(slots).__name__}"
+        yield from filter(None, [_rules(slots)])
+
+
+def _check_arguments(template: Any, mapping: Any) -> None:
+    if isinstance(template, Mapping) and VERSION_KEY in template:
+        raise ValueError("from_state_dict takes (template, mapping), but its first argument is what to_state_dict returned")
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"the second argument of from_state_dict is what to_state_dict returned, got {type(mapping).__name__}")
+
+
 def _check_version(mapping: Mapping[str, Any]) -> None:
     version = np.asarray(mapping.get(VERSION_KEY, FORMAT_VERSION))
     if version.shape or version.dtype.kind not in "iu":
@@ -142,22 +185,40 @@ def _check_version(mapping: Mapping[str, Any]) -> None:
         raise ValueError(f"the state was saved in format {version}; this version of mithril_opt reads up to {FORMAT_VERSION}")
 
 
+def _check_rules(template: PyTree, mapping: Mapping[str, Any]) -> None:
+    """Raise a ValueError if `mapping`, of format 2 or later, was saved by another rule."""
+    if RULES_KEY in mapping:
+        saved, own = bytes(np.asarray(mapping[RULES_KEY], np.uint8)).decode(errors="replace"), _rules(template)
+        if saved != own:
+            raise ValueError(f"the saved state is another rule's: its slots are {saved[:200]!r}, expected {own[:200]!r}")
+
+
+def _check_counts(mapping: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a count of updates is negative."""
+    for path, value in mapping.items():
+        if path.rpartition("/")[2] in COUNTS and _spec(value) == ((), jnp.int32) and int(value) < 0:
+            raise ValueError(f"{path} must not be negative, got {int(value)}")
+
+
 def _check_complete(expected: Mapping[str, Any], mapping: Mapping[str, Any], fitting: set[str]) -> None:
     problems = [f"missing: {path} {describe_leaf(leaf)}" for path, leaf in expected.items() if path not in mapping]
-    problems += [f"unexpected: {path}" for path in mapping if path not in expected and path != VERSION_KEY]
+    problems += [f"unexpected: {path}" for path in mapping if path not in expected and path not in (VERSION_KEY, RULES_KEY)]
     problems += [
         f"expected {describe_leaf(leaf)} but found {describe_leaf(mapping[path])}: {path}"
         for path, leaf in expected.items()
         if path in mapping and path not in fitting
     ]
     if problems:
-        raise ValueError("the saved state does not fit:\n  " + "\n  ".join(problems))
+        raise ValueError(f"the saved state does not fit:\n  {_lines(problems)}")
 
 
 def _check_arrays(kept: Mapping[str, Any]) -> None:
     """Raise a ValueError if what is to be kept of the template has no values."""
     empty = [f"{path} {describe_leaf(leaf)}" for path, leaf in kept.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
     if empty:
-        raise ValueError(
-            "the saved state lacks these entries, and the template has no values for them:\n  " + "\n  ".join(empty)
-        )
+        raise ValueError(f"the saved state lacks these entries, and the template has no values for them:\n  {_lines(empty)}")
+
+
+def _lines(problems: list[str], most: int = 12) -> str:
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return "\n  ".join([*problems[:most], *more])

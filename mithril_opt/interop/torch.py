@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mithril_opt.core.optimizer import Optimizer
-from mithril_opt.core.state import Counterpart, OptState, check_state
-from mithril_opt.core.tree import describe_leaf, leaves_with_paths, trained
+from mithril_opt.core.state import Counterpart, OptState, check_state, checked_step
+from mithril_opt.core.tree import describe_leaf, leaves_with_paths, listed, trained
 from mithril_opt.core.typing import PyTree
 from mithril_opt.interop.state_dict import placed
 
@@ -124,7 +124,7 @@ def _axes(transpose: Axes, names: Sequence[str]) -> Mapping[str, Sequence[int]]:
     axes = dict(transpose) if isinstance(transpose, Mapping) else dict.fromkeys(transpose, (1, 0))
     unknown = sorted(set(axes) - set(names))
     if unknown:
-        raise ValueError(f"transpose names {unknown}, which are not among {list(names)}")
+        raise ValueError(f"transpose names {listed(unknown)}, which are not among {listed(names)}")
     return axes
 
 
@@ -132,7 +132,7 @@ def _check_real(optimizer: Optimizer, params: PyTree) -> None:
     """PyTorch squares real and imaginary part of a complex gradient apart, so that its moments mean something else."""
     paths = [path for path, leaf in leaves_with_paths(trained(params)) if jnp.iscomplexobj(leaf)]
     if paths and _counterpart(optimizer).name != "SGD":
-        raise ValueError(f"the second moments of complex parameters cannot be moved: {', '.join(paths)}")
+        raise ValueError(f"the second moments of complex parameters cannot be moved: {listed(paths)}")
 
 
 def _keys(theirs: Counterpart, state_dict: Mapping[str, Any], params: PyTree, names: Sequence[str]) -> list[Any]:
@@ -146,12 +146,17 @@ def _keys(theirs: Counterpart, state_dict: Mapping[str, Any], params: PyTree, na
                 f"this is no state of torch.optim.{theirs.name}, whose groups have {sorted(theirs.settings)}; "
                 f"these have {sorted(group)}"
             )
+        others = {name: group[name] for name, value in theirs.values.items() if group.get(name, value) != value}
+        if others:
+            raise ValueError(f"this is no state of torch.optim.{theirs.name}: a parameter group has {others}")
     paths = [path for path, _ in leaves_with_paths(trained(params))]
     if sorted(names) != sorted(paths):
-        raise ValueError(f"names must list the paths of the parameters, {paths}, in PyTorch's order; got {list(names)}")
+        raise ValueError(
+            f"names must list the paths of the parameters in PyTorch's order, {listed(paths)}; got {listed(names)}"
+        )
     keys = [key for group in state_dict["param_groups"] for key in group["params"]] or list(range(len(names)))
     if len(keys) != len(names):
-        raise ValueError(f"PyTorch's optimizer has {len(keys)} parameters, but names lists {len(names)}: {list(names)}")
+        raise ValueError(f"PyTorch's optimizer has {len(keys)} parameters, but names lists {len(names)}: {listed(names)}")
     return keys
 
 
@@ -169,7 +174,7 @@ def _check_entries(entries: Mapping[str, Mapping[str, Any]], theirs: Counterpart
     empty = [path for path, entry in entries.items() if not entry]
     if 0 < len(empty) < len(entries):
         raise ValueError(
-            f"PyTorch has no state for {', '.join(empty)}, which never got a gradient; one clock cannot hold that: leave what "
+            f"PyTorch has no state for {listed(empty)}, which never got a gradient; one clock cannot hold that: leave what "
             "does not train out of both optimizers"
         )
     for path, entry in entries.items():
@@ -212,7 +217,7 @@ def _numpy(value: Any) -> np.ndarray:
 
 
 def _common_step(theirs: Counterpart, entries: list[dict[str, Any]], step: int | None) -> int:
-    counts = {int(entry["step"]) for entry in entries if "step" in entry} | (set() if step is None else {step})
+    counts = {int(entry["step"]) for entry in entries if "step" in entry} | (set() if step is None else {checked_step(step)})
     if len(counts) > 1:
         raise ValueError(f"the parameters made different numbers of updates, {sorted(counts)}; one clock cannot hold them")
     if not counts and (theirs.name == "SGD" or any(entries)):

@@ -36,6 +36,8 @@ def loss_and_aux(returned: Any, has_aux: bool) -> tuple[Any, Any]:
     if has_aux and not (isinstance(returned, tuple) and len(returned) == 2):
         raise TypeError(f"with has_aux=True loss_fn must return a pair (loss, aux), got {describe_leaf(returned)}")
     loss, aux = returned if has_aux else (returned, None)
+    if isinstance(loss, float):
+        raise TypeError(f"loss_fn returned the Python number {loss!r} as the loss, which does not depend on the parameters")
     check_loss(loss, "what loss_fn returns as the loss")
     return loss, aux
 

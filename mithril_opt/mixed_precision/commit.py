@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from mithril_opt.clipping import clip_factors, times
 from mithril_opt.core.norm import norm_of
 from mithril_opt.core.numerics import scalar_f32
+from mithril_opt.core.state import exported
 from mithril_opt.core.tree import select
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.mixed_precision.loss_scale import BAD_INPUT, OVERFLOW, LossScaleState
 
 
+@exported
 class TrainerState(NamedTuple):
     """What the next step needs.
 

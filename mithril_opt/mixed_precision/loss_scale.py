@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from mithril_opt.core.fields import number, static, steps
 from mithril_opt.core.numerics import saturating_increment, scalar_f32
 from mithril_opt.core.pytree import check_numbers, pytree
+from mithril_opt.core.state import exported
 from mithril_opt.core.typing import Array, Scalar
 
 # Why an update was skipped: larger numbers outweigh smaller ones within a window.
 BAD_INPUT, OVERFLOW = 1, 2
 
 
+@exported
 class LossScaleState(NamedTuple):
     """The scale and what happened to it so far: 0-d arrays, float32 the scale, int32 the rest.
 

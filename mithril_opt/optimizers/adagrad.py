@@ -8,10 +8,11 @@ from mithril_opt.core.fields import ScalarOrSchedule, number, static
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.numerics import abs_sq, real_dtype, safe_divide, safe_sqrt
 from mithril_opt.core.pytree import pytree
-from mithril_opt.core.state import Counterpart
+from mithril_opt.core.state import Counterpart, exported
 from mithril_opt.core.typing import Array, DecayMask
 
 
+@exported
 class AdaGradSlots(NamedTuple):
     """The sum of squared gradients s, float32."""
 

@@ -8,10 +8,11 @@ from mithril_opt.core.fields import DecayRateOrSchedule, ScalarOrSchedule, decay
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.numerics import abs_sq, ema, real_zeros, safe_divide, safe_sqrt, zeros
 from mithril_opt.core.pytree import pytree
-from mithril_opt.core.state import Counterpart
+from mithril_opt.core.state import Counterpart, exported
 from mithril_opt.core.typing import Array, DecayMask
 
 
+@exported
 class AdamSlots(NamedTuple):
     """First moment m, second moment v, and with AMSGrad the largest v so far; float32."""
 
@@ -64,11 +65,13 @@ class Adam(LeafOptimizer):
     decay_mask: DecayMask | None = static(default=None)
 
     unit_steps: ClassVar = True
+    decoupled_weight_decay: ClassVar = False
 
     @property
     def torch(self) -> Counterpart:
         slots = {"mu": "exp_avg", "nu": "exp_avg_sq", "nu_max": "max_exp_avg_sq"}
-        return Counterpart(type(self).__name__, slots, frozenset({"betas", "amsgrad"}))
+        values = {"decoupled_weight_decay": self.decoupled_weight_decay}
+        return Counterpart(type(self).__name__, slots, frozenset({"betas", "amsgrad"}), values)
 
     @property
     def optax(self) -> Counterpart | None:
@@ -128,6 +131,8 @@ class AdamW(Adam):
     """
 
     weight_decay: ScalarOrSchedule = number(default=0.01, minimum=0, off=True, masked=True)
+
+    decoupled_weight_decay: ClassVar = True
 
     def update_leaf(self, param: Array, grad: Array, slots: AdamSlots, t: Array) -> tuple[Array, AdamSlots]:
         direction, slots = self._direction(grad, slots, t)

@@ -8,10 +8,11 @@ from mithril_opt.core.fields import DecayRateOrSchedule, ScalarOrSchedule, decay
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.numerics import abs_sq, ema, real_zeros, safe_divide, safe_sqrt, zeros
 from mithril_opt.core.pytree import pytree
-from mithril_opt.core.state import Counterpart
+from mithril_opt.core.state import Counterpart, exported
 from mithril_opt.core.typing import Array, DecayMask
 
 
+@exported
 class RMSPropSlots(NamedTuple):
     """Second moment v, first moment a (centered only), momentum buffer b (with momentum only); float32."""
 

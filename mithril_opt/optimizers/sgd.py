@@ -8,10 +8,11 @@ from mithril_opt.core.fields import ScalarOrSchedule, number, static
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.numerics import zeros
 from mithril_opt.core.pytree import pytree
-from mithril_opt.core.state import Counterpart
+from mithril_opt.core.state import Counterpart, exported
 from mithril_opt.core.typing import Array, DecayMask
 
 
+@exported
 class SGDSlots(NamedTuple):
     """The momentum buffer b, float32, None without momentum; with dampening, whether the leaf has had a gradient."""
 

@@ -147,7 +147,6 @@ class OneCycleLR(Schedule):
         return self.along(step, initial, self.max_lr, initial / self.final_div_factor)
 
     def along(self, step: Array, initial: Scalar, peak: Scalar, final: Scalar) -> Array:
-        """The value at `step` of the cycle through `initial`, `peak` and `final`."""
         step = jnp.minimum(step, self.total_steps - 1)
         whole, rest = _whole_and_rest(self.pct_start * self.total_steps)
         before_peak = whole - 1 - step

@@ -8,15 +8,20 @@ from mithril_opt.core.fields import Factor, decay_rate, number, static, steps
 from mithril_opt.core.numerics import saturating_increment, scalar_f32
 from mithril_opt.core.pytree import pytree
 from mithril_opt.core.schedule import Schedule, check_choice
+from mithril_opt.core.state import exported
 from mithril_opt.core.typing import Array, Scalar
 from mithril_opt.schedulers.numerics import integer_power
 
+# Worse than any metric, and finite: `jax_debug_infs` stops at an infinity even if it is meant.
+WORST = float(jnp.finfo(jnp.float32).max)
 
+
+@exported
 class PlateauState(NamedTuple):
     """What a `ReduceLROnPlateau` remembers, in the optimizer's state.
 
     Attributes:
-        best: float32 scalar, the best metric so far; infinite before the first one.
+        best: float32 scalar, the best metric so far; ±the largest float32 number before the first one.
         num_bad_epochs: int32 scalar, observations since the last better one.
         cooldown_counter: int32 scalar, observations that are still to be ignored.
         num_reductions: int32 scalar, how often the rate was reduced.
@@ -94,7 +99,7 @@ class ReduceLROnPlateau(Schedule):
         check_choice(self, "threshold_mode", ("rel", "abs"))
 
     def init(self) -> PlateauState:
-        worst = jnp.float32(jnp.inf if self.mode == "min" else -jnp.inf)
+        worst = jnp.float32(WORST if self.mode == "min" else -WORST)
         counters = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers: one given thrice could not be donated
         return PlateauState(worst, *counters)
 
@@ -119,7 +124,7 @@ class ReduceLROnPlateau(Schedule):
         return self._rate(memory.num_reductions)
 
     def _better(self, metric: Array, best: Array) -> Array:
-        unseen = jnp.isinf(best)
+        unseen = jnp.abs(best) >= WORST
         known = jnp.where(unseen, 0, best)
         margin = self.threshold * jnp.abs(known) if self.threshold_mode == "rel" else self.threshold
         return unseen | (metric < known - margin if self.mode == "min" else metric > known + margin)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mithril_opt.core.slots import state_bytes
 from mithril_opt.core.table import Table
-from mithril_opt.core.tree import leaves_with_paths
+from mithril_opt.core.tree import leaves_with_paths, listed
 from mithril_opt.core.typing import PyTree
 
 COLUMNS = ("path", "shape", "dtype", "group", "optimizer", "rate at start", "peak", "end", "decay", "state bytes")
@@ -72,7 +72,7 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     texts += _grouped(pair for i in sorted(plans) for pair in _warnings_of_leaf(*leaves[i], plans[i]))
     idle = [path for i, (path, _) in enumerate(leaves) if i not in plans]
     footer = [f"{sum(int(np.prod(row[1])) for row in rows):,} parameters, {sum(sizes):,} bytes of state, {total_steps:,} steps"]
-    footer += [f"not trained: {_listed(idle)}"] if idle else []
+    footer += [f"not trained: {listed(idle)}"] if idle else []
     table = Table(COLUMNS, tuple(rows), (*footer, *(f"warning: {text}" for text in texts)))
     print(table)
     return table
@@ -149,9 +149,4 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> list[str]:
     paths: dict[str, list[str]] = {}
     for text, path in pairs:
         paths.setdefault(text, []).append(path)
-    return [f"{text}: {_listed(those)}" for text, those in paths.items()]
-
-
-def _listed(paths: list[str]) -> str:
-    more = f" and {len(paths) - 6} more" if len(paths) > 6 else ""
-    return ", ".join(paths[:6]) + more
+    return [f"{text}: {listed(those)}" for text, those in paths.items()]

@@ -7,15 +7,17 @@ import jax.numpy as jnp
 
 from mithril_opt.core.fields import static
 from mithril_opt.core.numerics import compute_dtype, real_dtype
-from mithril_opt.core.optimizer import Optimizer, apply_updates, moved, plain
+from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
 from mithril_opt.core.slots import check_tree
-from mithril_opt.core.state import Window
+from mithril_opt.core.state import Window, exported
 from mithril_opt.core.tree import overlay, trained, widen
 from mithril_opt.core.typing import Array, PyTree
+from mithril_opt.core.updates import apply_updates, moved, plain
 from mithril_opt.wrappers.base import StatefulWrapper
 
 
+@exported
 class AccumulateState(NamedTuple):
     """What the next micro-step needs.
 

@@ -2,10 +2,11 @@
 
 from typing import Any, Self
 
-from mithril_opt.core.optimizer import Optimizer, check_optimizer, plain
+from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.pytree import check_numbers, with_fields
 from mithril_opt.core.state import Window, check_state
 from mithril_opt.core.typing import Array, PyTree
+from mithril_opt.core.updates import plain
 
 
 class Wrapper(Optimizer):

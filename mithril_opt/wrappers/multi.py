@@ -16,7 +16,7 @@ from mithril_opt.core.pytree import pytree, set_field, with_fields
 from mithril_opt.core.slots import state_bytes
 from mithril_opt.core.state import OptState, Window, check_state
 from mithril_opt.core.table import Table
-from mithril_opt.core.tree import describe_leaf, leaves_with_paths, only, overlay, trains
+from mithril_opt.core.tree import describe_leaf, leaves_with_paths, listed, only, overlay, trains
 from mithril_opt.core.typing import Array, PyTree
 
 Pattern: TypeAlias = str | re.Pattern[str] | Callable[[str, Any], bool] | EllipsisType
@@ -88,7 +88,10 @@ class MultiOptimizer(Optimizer):
         updates, states, window = [], {}, self.window(state)
         for (name, optimizer, part), (own, given) in zip(self._each(state), self._split(params, grads), strict=True):
             extra = extra_args if optimizer.takes_extra_args else {}
-            update, states[name] = optimizer.compute_updates(own, given, part, **extra)
+            try:
+                update, states[name] = optimizer.compute_updates(own, given, part, **extra)
+            except ValueError as error:
+                raise ValueError(f"group {name!r}: {error}") from None
             updates.append(update)
         applied = window.closes & (window.verdict == 0)
         return overlay(params, *updates), _join(
@@ -200,7 +203,7 @@ class MultiOptimizer(Optimizer):
         owners = [self._owner(path, leaf) if trains(leaf) else None for path, leaf in leaves]
         idle = set(self.optimizers) - set(owners)
         if idle and any(owners):
-            paths = ", ".join(path for path, _ in leaves)
+            paths = listed(path for path, _ in leaves)
             raise ValueError(f"nothing belongs to the groups {sorted(idle)} of {self.groups}; the paths are {paths}")
         return owners
 

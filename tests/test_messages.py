@@ -1,0 +1,211 @@
+"""Errors name the argument or the path, and never dump a tree: at most 20 lines and 2,000 characters, at 20,000 leaves too."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from steps import trainer_of
+from zoo import PLATEAU, groups, make_params
+
+from mithril_opt import (
+    SGD,
+    Accumulate,
+    Adam,
+    AdamW,
+    Clip,
+    CosineDecayLR,
+    LeafOptimizer,
+    LinearWarmupScheduler,
+    MultiOptimizer,
+    Optimizer,
+    PerEpoch,
+    ReduceLROnPlateau,
+    Schedule,
+    SequentialLR,
+    StepLR,
+    Wrapper,
+    from_state_dict,
+    pytree,
+    state_from_torch,
+    state_to_torch,
+    to_state_dict,
+)
+
+PARAMS = make_params()
+
+
+# What a user's own class lacks.
+
+
+def test_a_class_without_its_decorator():
+    class Rule(LeafOptimizer):
+        learning_rate: float = 0.1
+
+        def init_leaf(self, param):
+            return None
+
+        def update_leaf(self, param, grad, slots, t):
+            return grad, slots
+
+    class Around(Wrapper):
+        optimizer: Optimizer
+
+    class Falling(Schedule):
+        base_lr: float
+
+    class Cooler(Adam):
+        pass
+
+    for make in (Rule, lambda: Around(SGD()), lambda: Falling(0.1), Cooler):
+        with pytest.raises(TypeError, match=r"^\w+ must be decorated with @pytree: its fields are not known otherwise"):
+            make()
+
+
+def rule(**methods):
+    body = {
+        "init_leaf": lambda self, param: None,
+        "update_leaf": lambda self, param, grad, slots, t: (grad, slots),
+        **methods,
+    }
+    return pytree(type("Rule", (LeafOptimizer,), body))()
+
+
+def test_a_rule_without_a_rate():
+    optimizer = rule()
+    state = optimizer.init(PARAMS)
+    for ask in (optimizer.get_learning_rate, optimizer.learning_rates):
+        with pytest.raises(ValueError, match="Rule has no learning_rate"):
+            ask(state)
+    with pytest.raises(ValueError, match="Rule has no learning_rate that could be replaced"):
+        optimizer.with_learning_rate(0.1)
+
+
+@pytest.mark.parametrize("slot", [0.0, 1, "mu"])
+def test_a_slot_that_is_no_array(slot):
+    with pytest.raises(TypeError, match=rf"init_leaf returned {slot!r} as a slot; a slot is an array, or None"):
+        rule(init_leaf=lambda self, param: slot).init(PARAMS)
+
+
+# What a schedule returns.
+
+
+@pytest.mark.parametrize("around", [lambda f: f, lambda f: LinearWarmupScheduler(2, 0.0, 0.1, f), lambda f: PerEpoch(f, 3)])
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (lambda step: jnp.ones(3), ValueError, r"must return a scalar for a scalar step, got shape \(3,\)"),
+        (lambda step: None, TypeError, "must return a number at every step, got None"),
+        (lambda step: "fast", TypeError, "must return a number at every step, got 'fast'"),
+        (lambda step: math.cos(step), TypeError, "must be made of jax.numpy operations, with jnp.cos for math.cos"),
+        (lambda step: 0.1 if step < 3 else 0.2, TypeError, "and jnp.where for if"),
+        (lambda step: np.cos(step), TypeError, "must be made of jax.numpy operations"),
+    ],
+)
+def test_a_function_of_the_step_that_is_none(around, function, error, message):
+    optimizer = SGD(learning_rate=around(function))
+    with pytest.raises(error, match=message):
+        jax.jit(optimizer.update)(PARAMS, PARAMS, SGD().init(PARAMS))
+
+
+def test_the_memory_of_another_schedule():
+    plateau, sequence = (
+        SGD(learning_rate=ReduceLROnPlateau(0.1)),
+        SGD(learning_rate=SequentialLR([StepLR(0.1, 3), PLATEAU], [5])),
+    )
+    for ours, theirs in ((plateau, sequence), (sequence, plateau)):
+        with pytest.raises(ValueError, match=r"what the state remembers for learning_rate is another schedule's: .* expected"):
+            ours.update(PARAMS, PARAMS, theirs.init(PARAMS))
+        with pytest.raises(ValueError, match="is another schedule's"):
+            ours.observe(theirs.init(PARAMS), 1.0)
+
+
+# Whose state it is.
+
+
+@pytest.mark.parametrize("wrap", [lambda o: Clip(Accumulate(o, every=2), clip_norm=1.0), lambda o: Accumulate(o, every=2)])
+def test_the_order_of_optax(wrap):
+    optimizer = wrap(SGD())
+    with pytest.raises(ValueError, match=r"update takes \(params, grads, state\).*looks like optax's order"):
+        optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+
+
+def test_the_group_is_named():
+    multi = groups(Adam(), SGD(momentum=0.9))
+    state = multi.init(PARAMS)
+    state.slots["body"].trace["body"]["w"] = jnp.ones(7)
+    with pytest.raises(ValueError, match=r"group 'body': at 'body/w': the state does not belong .* are SGDSlots"):
+        multi.update(PARAMS, PARAMS, state)
+
+
+def test_slots_of_another_rule():
+    with pytest.raises(ValueError, match="its slots should be AdamSlots, but are SGDSlots"):
+        Adam().update(PARAMS, PARAMS, SGD(momentum=0.9).init(PARAMS))
+
+
+# No message dumps a tree.
+
+MANY = {f"layer{i:05}": np.float32(1.0) for i in range(20_000)}
+OTHERS = {f"block{i:05}": np.float32(1.0) for i in range(20_000)}
+SMALL = {"w": jnp.ones(2)}
+
+
+ADAM = Adam()
+
+
+@functools.cache
+def many(optimizer=ADAM):
+    return jax.eval_shape(optimizer.init, MANY)
+
+
+@functools.cache
+def torch_state():
+    return {"state": {i: {"step": 1.0, "exp_avg": 1.0} for i in range(20_000)}, "param_groups": []}
+
+
+WRONG = {
+    "gradients": lambda: ADAM.update(MANY, OTHERS, many()),
+    "gradients of another structure": lambda: ADAM.update(MANY, list(MANY.values()), many()),
+    "state": lambda: ADAM.update(SMALL, SMALL, many()),
+    "state of fewer": lambda: ADAM.update(MANY, MANY, ADAM.init(SMALL)),
+    "slots": lambda: ADAM.update(MANY, MANY, many(SGD(momentum=0.9))),
+    "groups": lambda: MultiOptimizer({"a": SGD(), "b": SGD()}, {"a": "nothing", "b": ...}).init(MANY),
+    "no group": lambda: MultiOptimizer({"a": SGD()}, {"a": "layer00*"}).init(MANY),
+    "window": lambda: Accumulate(SGD(), 2).update(MANY, MANY, Accumulate(SGD(), 2).init(SMALL)),
+    "trainer": lambda: trainer_of(ADAM).update(MANY, OTHERS, trainer_of(ADAM).init(SMALL)),
+    "names in a checkpoint": lambda: from_state_dict(many(), to_state_dict(ADAM.init(SMALL))),
+    "a checkpoint": lambda: from_state_dict(ADAM.init(SMALL), {f"slots/mu/{name}": 1.0 for name in MANY}),
+    "nothing to keep": lambda: from_state_dict(many(), {}, strict=False),
+    "several paths": lambda: to_state_dict({"a": MANY, **{f"a/{name}": leaf for name, leaf in MANY.items()}}),
+    "torch names": lambda: state_from_torch(ADAM, MANY, torch_state(), names=list(OTHERS)),
+    "torch transpositions": lambda: state_from_torch(ADAM, MANY, torch_state(), names=list(MANY), transpose=list(OTHERS)),
+    "to torch": lambda: state_to_torch(ADAM, MANY, ADAM.init(SMALL), torch_state(), names=list(OTHERS)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_message_about_twenty_thousand_leaves_is_short(name):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        WRONG[name]()
+    own = str(caught.value).split("\n--------------------\n")[0]
+    assert len(own) <= 2000
+    assert len(own.splitlines()) <= 20
+
+
+@pytest.mark.parametrize("loss", [0.5, np.float32(0.5)])
+def test_a_loss_that_is_a_number(loss):
+    trainer = trainer_of(AdamW(learning_rate=CosineDecayLR(0.1, 10)))
+    state = trainer.init(PARAMS)
+    _, _, success = trainer.update(PARAMS, PARAMS, state, loss=loss)
+    assert bool(success)
+
+
+def test_a_negative_rate_names_the_way_out():
+    with pytest.raises(ValueError, match="learning_rate must be a number in") as raised:
+        SGD(-0.1)
+    assert raised.value.__notes__ == ["To maximise, negate the loss."]
+    with pytest.raises(ValueError, match="momentum") as raised:
+        SGD(0.1, momentum=-0.1)
+    assert not hasattr(raised.value, "__notes__")
