@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Of `make fuzz`.
+CASES ?= 100000
+SEED ?= 0
 
-.PHONY: demo test slow notebooks check bench docs dist clean
+.PHONY: demo test slow fuzz notebooks check bench docs dist clean
 
 demo: $(VENV)/.done
 	$(BIN)/python -m mithril_opt.demo
@@ -13,6 +16,9 @@ test: $(VENV)/.done
 
 slow: $(VENV)/.done
 	$(BIN)/python -m pytest -q -n auto -m slow
+
+fuzz: $(VENV)/.done
+	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
 
 notebooks: $(VENV)/.done
 	$(BIN)/python -m pytest -q --nbmake notebooks

@@ -138,6 +138,7 @@ def make_works() -> dict[str, Work]:
             window=EVERY,
         ),
         **small_works(),
+        **reducing_works(),
     }
 
 
@@ -151,4 +152,15 @@ def small_works() -> dict[str, Work]:
         "sgd": Work("SGD, momentum", 20, (ours(sgd), theirs("optax.sgd", optax.sgd(0.01, momentum=0.9))), pytorch="SGD"),
         "rmsprop": Work("RMSProp", 20, (ours(rmsprop), theirs("optax.rmsprop", optax.rmsprop(1e-3, decay=0.9)))),
         "adagrad": Work("AdaGrad", 20, (ours(adagrad), theirs("optax.adagrad", their_adagrad))),
+    }
+
+
+def reducing_works() -> dict[str, Work]:
+    """Optimizers that take norms or means of every leaf."""
+    lamb, lars = mithril_opt.LAMB(learning_rate=1e-3), mithril_opt.LARS(learning_rate=1.0)
+    adafactor = mithril_opt.Adafactor(learning_rate=1e-2, relative_step=False)
+    return {
+        "lamb": Work("LAMB", 28, (ours(lamb), theirs("optax.lamb", optax.lamb(1e-3)))),
+        "lars": Work("LARS", 20, (ours(lars), theirs("optax.lars", optax.lars(1.0)))),
+        "adafactor": Work("Adafactor", 12, (ours(adafactor), theirs("optax.adafactor", optax.adafactor(1e-2)))),
     }

@@ -66,8 +66,9 @@ def entries(modules):
 
 
 def place(item):
-    defined = inspect.isclass(item[1]) or inspect.isfunction(item[1])
-    return (item[1].__module__, inspect.getsourcelines(item[1])[1]) if defined else ("", 0)
+    value = inspect.unwrap(item[1])
+    defined = inspect.isclass(value) or inspect.isfunction(value)
+    return (value.__module__, inspect.getsourcelines(value)[1]) if defined else ("", 0)
 
 
 def lives_in(value, module):
@@ -75,7 +76,7 @@ def lives_in(value, module):
 
 
 def entry(name, value):
-    kind = "function" if inspect.isfunction(value) else "exception" if issubclass(value, Exception) else "class"
+    kind = "function" if not inspect.isclass(value) else "exception" if issubclass(value, Exception) else "class"
     members = ", ".join(methods(value)) if kind == "class" else ""
     return [f".. auto{kind}:: {name}", *([f"   :members: {members}"] if members else []), ""]
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mithril_opt.core.fields import Number
+from mithril_opt.core.fields import Number, shown
 from mithril_opt.core.norm import Norm, norm_of
 from mithril_opt.core.numerics import scalar_f32
 from mithril_opt.core.tree import trains, widen
@@ -42,7 +42,7 @@ def clip_gradients(gradients: PyTree, clip_value: Scalar | None = None, clip_nor
     """
     if (clip_value is None) == (clip_norm is None):
         raise ValueError(
-            f"give exactly one of clip_value and clip_norm, got clip_value={clip_value!r}, clip_norm={clip_norm!r}"
+            f"give exactly one of clip_value and clip_norm, got clip_value={shown(clip_value)}, clip_norm={shown(clip_norm)}"
         )
     name, given = ("clip_value", clip_value) if clip_norm is None else ("clip_norm", clip_norm)
     bound = scalar_f32(BOUND.check(given, name))

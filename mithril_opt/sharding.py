@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from mithril_opt.core.fields import shown
 from mithril_opt.core.slots import parameter_of_each_leaf
 from mithril_opt.core.tree import leaves_with_paths, trained, trains
 from mithril_opt.core.typing import PyTree
@@ -66,7 +67,8 @@ def _per_leaf(params: PyTree, shardings: PyTree) -> list[NamedSharding]:
     try:
         flat = [shardings] * len(leaves) if isinstance(shardings, jax.sharding.Sharding) else structure.flatten_up_to(shardings)
     except ValueError as error:
-        raise ValueError(f"param_shardings must be one sharding, or a tree of them shaped like params: {error}") from None
+        why = shown(str(error))
+        raise ValueError(f"param_shardings must be one sharding, or a tree of them shaped like params: {why}") from None
     own = []
     for (path, leaf), sharding in zip(leaves, flat, strict=True):
         if trains(leaf) and not isinstance(sharding, NamedSharding):

@@ -9,7 +9,11 @@ import pytest
 from zoo import bits, make_params, specs
 
 from mithril_opt import (
+    LAMB,
+    LARS,
     SGD,
+    Accumulate,
+    Adafactor,
     AdaGrad,
     Adam,
     AdamW,
@@ -17,6 +21,7 @@ from mithril_opt import (
     DecayRate,
     ExponentialLR,
     LeafOptimizer,
+    MultiOptimizer,
     ReduceLROnPlateau,
     RMSProp,
     StepLR,
@@ -32,6 +37,7 @@ from mithril_opt import (
     zeros,
 )
 from mithril_opt.core.pytree import with_fields
+from mithril_opt.core.updates import plain
 
 PARAMS = {"big": jnp.ones((4, 3)), "small": jnp.ones(3), "scalar": jnp.float32(2.0)}
 
@@ -165,7 +171,7 @@ def test_a_mask_without_anything_to_switch_off():
         Plain(decay_mask=lambda path, leaf: True)
 
 
-@pytest.mark.parametrize("rule", [SGD, Adam, AdamW, RMSProp, AdaGrad])
+@pytest.mark.parametrize("rule", [SGD, Adam, AdamW, RMSProp, AdaGrad, LAMB, LARS, Adafactor])
 def test_every_rule_with_decay_takes_the_mask(rule):
     make = lambda decay: rule(weight_decay=decay, decay_mask=lambda path, leaf: path == "big")  # noqa: E731
     grads = {"big": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), "small": jnp.ones(3), "scalar": jnp.float32(1.0)}
@@ -202,6 +208,60 @@ def test_a_slot_in_bfloat16_is_computed_in_float32_and_kept_in_bfloat16():
     optimizer, params = Half(), jnp.ones(3, jnp.float16)
     params, state = optimizer.update(params, params, optimizer.init(params))
     assert (seen, state.slots.dtype, params.dtype) == ([jnp.float32], jnp.bfloat16, jnp.float16)
+
+
+def test_a_decay_rate_that_a_leaf_changes_is_corrected_with_its_own_power():
+    @pytree
+    class Quick(Adam):
+        def for_leaf(self, path, param):
+            rule = super().for_leaf(path, param)
+            return with_fields(rule, beta2=DecayRate(0.5)) if path == "small" else rule
+
+    grads, optimizer = jax.tree.map(jnp.ones_like, PARAMS), Quick(learning_rate=0.1)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for _ in range(2):
+        params, state = optimizer.update(params, grads, state)
+    for name in PARAMS:  # a constant gradient: m̂ / √v̂ is 1
+        np.testing.assert_allclose(params[name], PARAMS[name] - 0.2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "beta1", "epsilon", "weight_decay"])
+def test_a_number_is_a_scalar(field):
+    optimizer = AdamW(**{field: jnp.array([0.1, 0.2, 0.3])})
+    with pytest.raises(ValueError, match=rf"AdamW: {field} must be a scalar, got shape \(3,\); jax.vmap over the optimizer"):
+        optimizer.update(PARAMS, PARAMS, AdamW().init(PARAMS))
+
+
+def test_an_update_with_its_parameter_cannot_be_changed_unawares():
+    optimizer = Accumulate(SGD(learning_rate=1.0), every=1)
+    updates, _ = optimizer.compute_updates(PARAMS, PARAMS, optimizer.init(PARAMS))
+    with pytest.raises(TypeError):
+        jax.tree.map(lambda update: 2 * update, updates)
+    doubled = jax.tree.map(lambda update: 2 * update, plain(updates))
+    np.testing.assert_array_equal(doubled["big"], -2 * PARAMS["big"])
+
+
+def test_python_numbers_reach_masks_and_patterns_as_arrays():
+    params = {"a": 1.0, "w": jnp.ones((2, 2))}
+    masked = AdamW(weight_decay=0.5, decay_mask=lambda path, leaf: leaf.ndim > 1)
+    new, _ = masked.update(params, params, masked.init(params))
+    assert new["a"].shape == ()
+    groups = MultiOptimizer({"small": SGD(), "rest": SGD()}, {"small": lambda path, leaf: leaf.ndim == 0, "rest": ...})
+    groups.update(params, params, groups.init(params))
+
+
+def test_a_metric_without_a_schedule_that_follows_it():
+    state = SGD(ReduceLROnPlateau(0.1)).init(PARAMS)
+    assert SGD(0.1).observe(state, 1.0) is state
+
+
+def test_dampening_keeps_its_complement():
+    """1 − τ to the last digit, although τ crosses a jit boundary."""
+    optimizer, params = SGD(learning_rate=1.0, momentum=0.5, dampening=0.999999), jnp.zeros(1)
+    state = optimizer.init(params)
+    for grad in (0.0, 1.0):
+        params, state = optimizer.update(params, jnp.full(1, grad), state)
+    np.testing.assert_allclose(params, -(1 - 0.999999), rtol=1e-6)
 
 
 class KeySlots(NamedTuple):

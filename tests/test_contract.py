@@ -169,14 +169,15 @@ def test_gradient_with_respect_to_the_numbers_is_finite_and_true(optimizer):
         params = two_vectors()
         numbers, structure = jax.tree.flatten(optimizer)
         reals = jnp.asarray([number for number in numbers if isinstance(number, float)])
+        grads = jax.tree.map(lambda *leaves: jnp.stack(leaves), two_vectors(1), two_vectors(2))
 
         @jax.jit
         def loss(scale):
             scaled = iter(reals * scale)
             swept = structure.unflatten([next(scaled) if isinstance(number, float) else number for number in numbers])
-            new, state = params, swept.init(params)
-            for i in range(2):
-                new, state = swept.update(new, two_vectors(1 + i), state)
+            (new, _), _ = jax.lax.scan(
+                lambda at, grads: (swept.update(at[0], grads, at[1]), None), (params, swept.init(params)), grads
+            )
             return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(new))
 
         if reals.size:
@@ -308,7 +309,9 @@ def test_init_of_abstract_parameters(optimizer, dtype):
     state = optimizer.init(abstract)
     assert specs(state) == expected
     of_parameters = zip(jax.tree.leaves(state), parameter_of_each_leaf(state, abstract), strict=True)
-    assert {leaf.sharding for leaf, index in of_parameters if index is not None and leaf.ndim} <= {sharding}
+    assert all(
+        leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf, index in of_parameters if index is not None and leaf.ndim
+    )
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
@@ -378,20 +381,24 @@ def test_compute_updates_is_what_update_applies(optimizer):
     assert_close((none_as_zero, updated_state), (new_params, new_state), rtol=1e-6)
 
 
+def a_real_and_a_complex_leaf(seed):
+    return {"embed": make_params(seed=seed)["embed"], "body": {"w": make_params("complex64", seed=seed)["body"]["w"]}}
+
+
 def finite(tree):
     return all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "complex64"])
-def test_derivatives_are_finite_where_gradients_and_parameters_are_zero(optimizer, dtype):
+def test_derivatives_are_finite_where_gradients_and_parameters_are_zero(optimizer):
     """By the parameters, the gradients and every number of the optimizer, schedules' included."""
-    at_zero = lambda tree: jax.tree.map(lambda leaf: leaf.at[..., :1].set(0) if leaf.ndim else leaf, tree)  # noqa: E731
-    params, grads = at_zero(make_params(dtype)), at_zero(make_params(dtype, seed=1))
+    params, grads = (jax.tree.map(lambda leaf: leaf.at[..., :1].set(0), a_real_and_a_complex_leaf(seed)) for seed in (0, 1))
 
     def loss(optimizer, params, grads):
-        state = optimizer.init(params)
-        for scale in (0.0, 1.0, 0.0):
-            params, state = optimizer.update(params, jax.tree.map(lambda grad, s=scale: grad * s, grads), state)
+        def step(carry, scale):
+            params, state = carry
+            return optimizer.update(params, jax.tree.map(lambda grad: grad * scale.astype(grad.dtype), grads), state), None
+
+        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jnp.array([0.0, 1.0, 0.0]))
         return sum(jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(params))
 
     numbers, structure = jax.tree.flatten(optimizer)
@@ -484,7 +491,7 @@ LEAVES = st.tuples(SHAPES, st.sampled_from(DTYPES))
 TREES = st.dictionaries(st.sampled_from("abcd"), st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=2), max_leaves=4))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(tree=TREES, embed=LEAVES, body=LEAVES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_any_tree_keeps_its_shapes_and_dtypes(name, tree, embed, body):

@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from zoo import OPTIMIZERS
 
+import mithril_opt
 from mithril_opt.demo import __main__ as command
 from mithril_opt.demo import data, model, picture, report, train
 
@@ -165,6 +167,30 @@ def test_groups_and_decay(params):
     assert decays == {f"blocks/{i}/{name}" for i in range(model.LAYERS) for name in ("qkv", "out", "up", "down")}
 
 
+@pytest.mark.parametrize("name", train.named_optimizers())
+def test_one_rule_for_all_parameters(name, params):
+    optimizer, plain = train.make_named(name, 100), getattr(mithril_opt, name)()
+    assert type(optimizer) is type(plain)
+    assert float(jnp.max(jnp.asarray(optimizer.learning_rate(np.arange(100))))) == np.float32(plain.learning_rate)
+    assert optimizer.at(10).learning_rate == jnp.float32(plain.learning_rate)
+    moved, _ = jax.eval_shape(optimizer.update, params, params, jax.eval_shape(optimizer.init, params))
+    assert jax.tree.structure(moved) == jax.tree.structure(params)
+
+
+def test_every_rule_has_a_name():
+    rules = {type(make()) for make in OPTIMIZERS.values()}
+    assert {rule.__name__ for rule in rules if rule.__module__.startswith("mithril_opt.optimizers.")} == set(
+        train.named_optimizers()
+    )
+
+
+def test_a_run_of_one_rule(corpus):
+    start, first, *_, end = [block.records[0] for block in train.train(corpus, 2, 3, "float32", "NAdam")]
+    assert first["rates"] == {"learning_rate": 2e-3}
+    assert report._describe([first]).endswith("rate 2.0e-03")
+    assert end["validation_loss"] < start["validation_loss"]
+
+
 def test_same_seed_same_run(corpus, two_steps):
     records = [record for block in train.train(corpus, 2, seed=3, precision="float32") for record in block.records]
     assert records == read_metrics(two_steps.out)
@@ -244,7 +270,7 @@ def test_files(two_steps):
 
 
 def test_beating_the_baseline(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(command, "train", lambda corpus, steps, seed, precision: fake_blocks(2.0, steps))
+    monkeypatch.setattr(command, "train", lambda corpus, steps, *_: fake_blocks(2.0, steps))
     (tmp_path / "metrics.jsonl").write_text("an earlier run\n" * 100)
     assert command.main(["--steps", "5", "--out", str(tmp_path)]) == 0
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1 + 5 + 1
@@ -256,13 +282,25 @@ def test_beating_the_baseline(monkeypatch, capsys, tmp_path):
 def test_help(tmp_path):
     done = call("--help", out=tmp_path)
     assert done.status == 0
-    for option in ("--steps", "--seed", "--precision", "--out"):
+    for option in ("--steps", "--seed", "--precision", "--optimizer", "--out"):
         assert option in done.stdout
 
 
 @pytest.mark.parametrize("steps", ["0", "-5", "2.5", "many", ""])
 def test_bad_steps(steps, tmp_path, capsys):
     refuses(capsys, "--steps", f"--steps={steps}", f"--out={tmp_path}")
+
+
+def test_bad_optimizer(tmp_path, capsys):
+    assert "Lion" in refuses(capsys, "--optimizer", "--optimizer=Lyon", f"--out={tmp_path}")
+
+
+def test_optimizer_reaches_the_training(monkeypatch, tmp_path):
+    names = []
+    monkeypatch.setattr(command, "train", lambda *arguments: names.append(arguments[-1]) or fake_blocks(2.0, 5))
+    for given in ([], ["--optimizer=Lion"]):
+        command.main(["--steps=5", f"--out={tmp_path}", *given])
+    assert names == ["Adam+AdamW", "Lion"]
 
 
 def test_bad_seed(tmp_path, capsys):

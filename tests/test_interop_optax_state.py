@@ -5,9 +5,31 @@ import jax.numpy as jnp
 import optax
 import pytest
 from interop import assert_close, promotion  # noqa: F401
+from optax import contrib
 from zoo import bits, make_params, specs
 
-from mithril_opt import SGD, AdaGrad, Adam, AdamW, CosineAnnealingLR, MultiOptimizer, RMSProp, state_from_optax, state_to_optax
+from mithril_opt import (
+    ADOPT,
+    LAMB,
+    LARS,
+    SGD,
+    AdaDelta,
+    Adafactor,
+    AdaGrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Adan,
+    AdEMAMix,
+    CosineAnnealingLR,
+    Lion,
+    MultiOptimizer,
+    NAdam,
+    RAdam,
+    RMSProp,
+    state_from_optax,
+    state_to_optax,
+)
 
 pytestmark = pytest.mark.usefixtures("promotion")
 
@@ -24,9 +46,22 @@ RULES = {
     "adam-injected": (Adam(learning_rate=0.1), optax.inject_hyperparams(optax.adam)(learning_rate=0.1)),
     "rmsprop": (RMSProp(learning_rate=0.1), optax.rmsprop(0.1, eps_in_sqrt=False)),
     "rmsprop-centered": (RMSProp(learning_rate=0.1, centered=True), optax.rmsprop(0.1, centered=True, eps_in_sqrt=False)),
+    "adafactor": (Adafactor(learning_rate=0.1, relative_step=False), optax.adafactor(0.1)),
+    "adafactor-factored": (
+        Adafactor(learning_rate=0.1, relative_step=False, min_dim_size_to_factor=2),
+        optax.adafactor(0.1, min_dim_size_to_factor=2),
+    ),
+    "lamb": (LAMB(learning_rate=0.1, weight_decay=0.1), optax.lamb(0.1, weight_decay=0.1)),
     "adagrad": (AdaGrad(learning_rate=0.1, initial_accumulator_value=0.1), optax.adagrad(0.1, eps=1e-8)),
+    "radam": (RAdam(learning_rate=0.1), optax.radam(0.1)),
+    "adamax": (Adamax(learning_rate=0.1), optax.adamax(0.1)),
+    "adadelta": (AdaDelta(), optax.adadelta(1.0)),
+    "ademamix": (AdEMAMix(learning_rate=0.1), contrib.ademamix(0.1)),
+    "ademamix-fast": (AdEMAMix(learning_rate=0.1, beta1=0.0), contrib.ademamix(0.1, b1=0.0)),
+    "adopt": (ADOPT(learning_rate=0.1), contrib.adopt(0.1)),
+    "lion": (Lion(learning_rate=0.1), optax.lion(0.1, weight_decay=0.0)),
 }
-UNCOUNTED = ("sgd", "momentum", "rmsprop", "rmsprop-centered", "adagrad")
+UNCOUNTED = ("sgd", "momentum", "rmsprop", "rmsprop-centered", "adagrad", "adadelta")
 
 
 def run_optax(transformation, params, state, seeds):
@@ -114,8 +149,30 @@ def test_sharded_moments_stay_where_they_are():
 
 @pytest.mark.parametrize(
     "optimizer",
-    [Adam(amsgrad=True), AdamW(amsgrad=True), RMSProp(momentum=0.9), MultiOptimizer({"all": Adam()}, {"all": "*"})],
-    ids=["adam", "adamw", "rmsprop", "multi"],
+    [
+        Adam(amsgrad=True),
+        AdamW(amsgrad=True),
+        RMSProp(momentum=0.9),
+        MultiOptimizer({"all": Adam()}, {"all": "*"}),
+        NAdam(),
+        Adan(),
+        LARS(),
+        Adafactor(beta1=0.9),
+        Adafactor(matrix_axes=(0, 1)),
+        Adafactor(unit_axes=lambda path, leaf: None),
+    ],
+    ids=[
+        "adam",
+        "adamw",
+        "rmsprop",
+        "multi",
+        "nadam",
+        "adan",
+        "lars",
+        "adafactor-momentum",
+        "adafactor-axes",
+        "adafactor-stacked",
+    ],
 )
 def test_rules_whose_state_means_something_else(optimizer):
     params = make_params()
@@ -135,8 +192,10 @@ def test_rules_whose_state_means_something_else(optimizer):
         (SGD(momentum=0.9), optax.adam(0.1), "TraceState", "ScaleByAdamState"),
         (RMSProp(), optax.rmsprop(0.1, centered=True), "ScaleByRmsState", "ScaleByRStdDevState"),
         (AdaGrad(), optax.rmsprop(0.1), "ScaleByRssState", "ScaleByRmsState"),
+        (SGD(), optax.adadelta(0.1), "no slots", "ScaleByAdaDeltaState"),
+        (AdEMAMix(), optax.adam(0.1), "ScaleByAdemamixState", "ScaleByAdamState"),
     ],
-    ids=["sgd-adam", "belief-adam", "twice", "adam-sgd", "adam-momentum", "centered", "rmsprop-adagrad"],
+    ids=["sgd-adam", "belief-adam", "twice", "adam-sgd", "adam-momentum", "centered", "rmsprop-adagrad", "delta", "mix"],
 )
 def test_the_state_of_another_rule(optimizer, transformation, needs, has):
     params = make_params()
@@ -161,9 +220,35 @@ def test_counts_that_are_missing_or_differ():
 def test_the_state_of_other_parameters():
     params = make_params()
     other = optax.adam(0.1).init({**params, "embed": jnp.ones(5)})
-    with pytest.raises(ValueError, match=r"at 'embed' the parameter is float32\[4,3\] but the mu of optax is float32\[5\]"):
+    with pytest.raises(ValueError, match=r"at 'embed' the mu is float32\[4,3\] but the mu of optax is float32\[5\]"):
         state_from_optax(Adam(), params, other)
     with pytest.raises(ValueError, match=r"at 'embed' the mu of optax is float32\[5\] but the mu is float32\[4,3\]"):
         state_to_optax(Adam(), Adam().init(params), other)
     with pytest.raises(ValueError, match="takes the state that init returned"):
         state_to_optax(Adam(), other, other)
+
+
+def test_counts_of_one_state_that_differ():
+    params = make_params()
+    mix, *rest = contrib.ademamix(0.1).init(params)
+    with pytest.raises(ValueError, match=r"differ: \[0, 2\]; one clock cannot hold them"):
+        state_from_optax(AdEMAMix(), params, (mix._replace(count_m2=jnp.int32(2)), *rest))
+
+
+def test_each_leaf_has_seen_as_many_gradients_as_optax_counts():
+    params = make_params()
+    _, optax_state = run_optax(contrib.adopt(0.1), params, contrib.adopt(0.1).init(params), range(1, 4))
+    seen = jax.tree.leaves(state_from_optax(ADOPT(), params, optax_state).slots.seen)
+    assert [int(count) for count in seen] == [3] * 4
+    assert len({count.unsafe_buffer_pointer() for count in seen}) == 4
+
+
+def test_what_only_one_of_the_two_factors():
+    params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+    whole, factored = Adafactor(), Adafactor(min_dim_size_to_factor=2)
+    with pytest.raises(ValueError, match=r"at 'w' the nu is float32\[4,3\] but the nu of optax is float32\[1\]"):
+        state_from_optax(whole, params, optax.adafactor(0.1, min_dim_size_to_factor=2).init(params))
+    with pytest.raises(ValueError, match=r"at 'w' the row is float32\[3\] but the row of optax is float32\[1\]"):
+        state_from_optax(factored, params, optax.adafactor(0.1).init(params))
+    with pytest.raises(ValueError, match=r"at 'w' the row of optax is float32\[1\] but the row is float32\[3\]"):
+        state_to_optax(factored, factored.init(params), optax.adafactor(0.1).init(params))

@@ -19,6 +19,7 @@ from mithril_opt import (
     CosineDecayLR,
     LeafOptimizer,
     LinearWarmupScheduler,
+    MixedPrecisionTrainer,
     MultiOptimizer,
     Optimizer,
     PerEpoch,
@@ -27,9 +28,11 @@ from mithril_opt import (
     SequentialLR,
     StepLR,
     Wrapper,
+    clip_gradients,
     from_state_dict,
     pytree,
     state_from_torch,
+    state_shardings,
     state_to_torch,
     to_state_dict,
 )
@@ -209,3 +212,48 @@ def test_a_negative_rate_names_the_way_out():
     with pytest.raises(ValueError, match="momentum") as raised:
         SGD(0.1, momentum=-0.1)
     assert not hasattr(raised.value, "__notes__")
+
+
+@pytest.mark.parametrize(
+    ("params", "grads", "message"),
+    [
+        ({"l": [1.0]}, {"l": (1.0,)}, "at 'l' the parameters are in a list, the gradients in a tuple"),
+        (
+            {"a": {"b": [1.0], "c": 2.0}},
+            {"a": {"b": (1.0,), "c": 2.0}},
+            "at 'a/b' the parameters are in a list, the grad",
+        ),
+        ([1.0], (1.0,), "the parameters are in a list, the gradients in a tuple"),
+    ],
+)
+def test_another_container_is_named_with_its_path(params, grads, message):
+    with pytest.raises(ValueError, match=message):
+        SGD().update(params, grads, SGD().init(params))
+
+
+def test_the_arguments_of_the_trainer_in_the_order_of_optax():
+    trainer = MixedPrecisionTrainer(None, SGD())
+    state = trainer.init(PARAMS)
+    for arguments in ((PARAMS, state, PARAMS), (PARAMS, state, state), (PARAMS, state.optimizer, state)):
+        with pytest.raises(ValueError, match=r"the trainer's update takes \(params, grads, state\).* looks like optax's order"):
+            trainer.update(*arguments)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda tree: SGD(tree),
+        lambda tree: AdamW(decay_mask=tree),
+        lambda tree: Clip(tree, clip_norm=1.0),
+        lambda tree: MixedPrecisionTrainer(None, tree),
+        lambda tree: clip_gradients(tree, clip_norm=tree),
+        lambda tree: state_shardings(SGD(), tree, {"other": None}),
+        lambda tree: MultiOptimizer({"all": SGD()}, tree),
+        lambda tree: LinearWarmupScheduler(1, 0.0, 0.1, after_scheduler=tree),
+    ],
+)
+def test_a_tree_in_the_wrong_place_is_not_printed(wrong):
+    tree = {f"layer{i}": jnp.ones(2) for i in range(2000)}
+    with pytest.raises((TypeError, ValueError)) as raised:
+        wrong(tree)
+    assert len(str(raised.value)) < 2000

@@ -162,3 +162,15 @@ def test_squares_of_complex_gradients_are_real(rule, slot):
     params = jnp.ones(3, jnp.complex64)
     _, state = rule().update(params, 1j * params, rule().init(params))
     assert [getattr(slots, slot).dtype for slots in (rule().init(params).slots, state.slots)] == [jnp.float32, jnp.float32]
+
+
+@pytest.mark.parametrize("rule", [Adam, RMSProp, AdaGrad])
+def test_an_infinite_second_moment_leaves_its_element_alone(rule):
+    """As the docstrings say: neither NaN, nor any other element."""
+    optimizer, params = rule(learning_rate=0.1), jnp.zeros(2)
+    state = optimizer.init(params)
+    for grad in (1e20, 1.0, 1.0):
+        params, state = optimizer.update(params, jnp.array([grad, 1.0]), state)
+    assert params[0] == 0
+    assert params[1] < 0
+    assert "1.8e19" in rule.__doc__

@@ -107,6 +107,18 @@ BAD = [
         ValueError,
         r"the base rate must appear in one of them and the others need base_lr=1.0; got the base rates \[0.1, 0.1\]",
     ),
+    (
+        lambda: ChainedScheduler([LinearWarmupScheduler(10, 0.0, 0.2), ExponentialLR(0.1, 0.9)]),
+        ValueError,
+        r"got the base rates \[0.2, 0.1\]",
+    ),
+    (lambda: ChainedScheduler([OneCycleLR(0.3, 100), StepLR(0.1, 10)]), ValueError, r"got the base rates \[0.3, 0.1\]"),
+    (lambda: ChainedScheduler([PerEpoch(StepLR(0.1, 10), 5), StepLR(0.4, 10)]), ValueError, r"got the base rates \[0.1, 0.4\]"),
+    (
+        lambda: ChainedScheduler([StepLR(0.4, 10), SequentialLR([StepLR(0.1, 3), StepLR(0.1, 3)], [5])]),
+        ValueError,
+        r"got the base rates \[0.4, 0.1\]",
+    ),
     (lambda: LinearWarmupScheduler(-1, 0.0, 0.1), ValueError, r"warmup_steps must be an integer of at least 0, got -1"),
     (lambda: LinearWarmupScheduler(1, 0.0, 0.1, after_scheduler=0.1), TypeError, r"takes a schedule or a function .* got 0.1"),
     (lambda: PerEpoch(0.1, 10), TypeError, r"PerEpoch takes a schedule or a function of the step, got 0.1"),

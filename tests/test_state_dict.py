@@ -167,6 +167,12 @@ def test_a_negative_count(step, strict):
             from_state_dict(state, saved, strict=strict)
 
 
+def test_a_path_that_goes_through_a_leaf():
+    """No file of folders could hold both."""
+    with pytest.raises(ValueError, match=r"the path of a leaf goes on where that of another ends: a/b"):
+        to_state_dict({"a": jnp.ones(1), "a/b": jnp.ones(1)})
+
+
 def test_a_parameter_may_be_called_step():
     params = {"step": jnp.float32(-3.5)}
     assert from_state_dict(params, to_state_dict(params)) == params

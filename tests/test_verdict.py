@@ -8,7 +8,18 @@ import pytest
 from steps import PARAMS, gradients, mlp, mlp_params, trainer_of
 from zoo import bits, groups
 
-from mithril_opt import SGD, Accumulate, Adam, AdamW, Clip, Frozen, from_optax
+from mithril_opt import (
+    SGD,
+    Accumulate,
+    Adam,
+    AdamW,
+    Clip,
+    Frozen,
+    LossScaleStuckError,
+    MixedPrecisionTrainer,
+    MultiOptimizer,
+    from_optax,
+)
 
 BROKEN = {
     "rate": lambda bad: SGD(learning_rate=bad),
@@ -60,6 +71,16 @@ def test_float16_parameters_that_a_step_would_overflow(policy, every):
     assert int(state.loss_scale.bad_input) == 1
 
 
+def test_what_float16_parameters_cannot_hold_is_no_leaf_with_a_bad_gradient():
+    trainer, params = trainer_of(SGD(learning_rate=1.0), policy="bfloat16"), {"w": jnp.asarray([6e4], jnp.float16)}
+    state = trainer.init(params)
+    for grad, leaf in [(jnp.inf, 0), (-1e4, -1)]:
+        params, state, success = trainer.update(params, {"w": jnp.array([grad])}, state)
+        assert (bool(success), int(state.loss_scale.last_bad_leaf)) == (False, leaf)
+    with pytest.raises(LossScaleStuckError, match="a new float16 parameter; of 2 steps 2 were skipped, 1 of them through no"):
+        trainer.check(state, params)
+
+
 @pytest.mark.parametrize("nothing", [None, {}, ()])
 def test_no_loss_gradients_are_no_zero_gradients(nothing):
     trainer, params = trainer_of(model=mlp), mlp_params()
@@ -92,3 +113,14 @@ def test_the_step_count_may_be_set_by_hand_at_the_price_of_one_trace():
         for _ in range(4):
             params, state = step(params, state)
         assert len(traces) <= 2
+
+
+def test_a_float16_leaf_that_nothing_moves_may_hold_infinities():
+    """A mask, say; it is not what the step did."""
+    params = {"mask": jnp.array([-jnp.inf, 0], jnp.float16), "w": jnp.ones(2, jnp.float16)}
+    optimizer = MultiOptimizer({"w": SGD(0.5), "mask": Frozen()}, {"w": "w", "mask": "mask"})
+    trainer = MixedPrecisionTrainer(None, optimizer, policy="float16", loss_scale=1.0)
+    new, _, success = trainer.update(params, jax.tree.map(jnp.ones_like, params), trainer.init(params))
+    assert success
+    assert bits(new["mask"]) == bits(params["mask"])
+    np.testing.assert_array_equal(new["w"], 0.5)

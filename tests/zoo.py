@@ -7,11 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from mithril_opt import (
+    ADOPT,
+    LAMB,
+    LARS,
     SGD,
     Accumulate,
+    AdaDelta,
+    Adafactor,
     AdaGrad,
     Adam,
+    Adamax,
     AdamW,
+    Adan,
+    AdEMAMix,
     ChainedScheduler,
     Clip,
     ConstantLR,
@@ -23,20 +31,24 @@ from mithril_opt import (
     CyclicLR,
     ExponentialLR,
     Frozen,
+    HalfLifeWarmup,
     InverseSqrtLR,
     LambdaLR,
     LeafOptimizer,
     LinearLR,
     LinearWarmupScheduler,
+    Lion,
     MultiOptimizer,
     MultiplicativeLR,
     MultiStepLR,
+    NAdam,
     NoamLR,
     OneCycleLR,
     OptState,
     PerEpoch,
     PolynomialDecayLR,
     PolynomialLR,
+    RAdam,
     ReduceLROnPlateau,
     RMSProp,
     SequentialLR,
@@ -95,6 +107,18 @@ def decays(path, leaf):
     return path != "embed"
 
 
+def is_matrix(path, leaf):
+    return jnp.ndim(leaf) > 1
+
+
+def rows(path, leaf):
+    return 0 if is_matrix(path, leaf) else None
+
+
+def factored(path, leaf):
+    return (0, 1) if path.endswith("w") else ()
+
+
 def is_embedding(path, leaf):
     return path.endswith("embed")
 
@@ -118,10 +142,67 @@ OPTIMIZERS = {
     "adamw": lambda: AdamW(learning_rate=0.1),
     "adamw-masked": lambda: AdamW(learning_rate=0.1, weight_decay=0.1, decay_mask=decays),
     "adamw-amsgrad": lambda: AdamW(learning_rate=0.1, amsgrad=True, weight_decay=StepLR(0.1, step_size=2)),
+    "adamw-flags": lambda: AdamW(
+        learning_rate=WARMUP,
+        decay_mask=decays,
+        nesterov=True,
+        cautious=True,
+        cautious_decay=True,
+        update_clip=0.9,
+        decay="corrected",
+        max_learning_rate=0.1,
+        unit_axes=rows,
+    ),
+    "adamw-full": lambda: AdamW(learning_rate=WARMUP, update_clip=0.5, amsgrad=True, decay="full", max_learning_rate=0.1),
     "rmsprop": lambda: RMSProp(learning_rate=0.01),
     "rmsprop-centered": lambda: RMSProp(learning_rate=0.005, centered=True, momentum=0.9, weight_decay=0.01),
     "adagrad": lambda: AdaGrad(learning_rate=0.5),
     "adagrad-initial": lambda: AdaGrad(learning_rate=0.5, initial_accumulator_value=0.1, weight_decay=0.01),
+    "lion": lambda: Lion(learning_rate=0.05),
+    "lion-decay": lambda: Lion(learning_rate=WARMUP, beta1=0.5, weight_decay=0.1, decay_mask=decays),
+    "nadam": lambda: NAdam(learning_rate=0.1),
+    "nadam-decoupled": lambda: NAdam(learning_rate=0.1, weight_decay=0.1, decoupled_weight_decay=True, momentum_decay=0.1),
+    "radam": lambda: RAdam(learning_rate=0.1),
+    "radam-decay": lambda: RAdam(learning_rate=WARMUP, beta2=0.9, weight_decay=0.1, decay_mask=decays),
+    "adamax": lambda: Adamax(learning_rate=0.1),
+    "adamax-decay": lambda: Adamax(learning_rate=WARMUP, beta2=0.9, weight_decay=0.1),
+    "adadelta": lambda: AdaDelta(epsilon=0.01),
+    "adadelta-decoupled": lambda: AdaDelta(epsilon=0.01, weight_decay=0.1, decoupled_weight_decay=True, decay_mask=decays),
+    "ademamix": lambda: AdEMAMix(learning_rate=0.1),
+    "ademamix-warm": lambda: AdEMAMix(
+        learning_rate=0.05, beta1=0.0, beta3=HalfLifeWarmup(0.9, 0.999, 20), alpha=LinearLR(5.0), weight_decay=0.1
+    ),
+    "adopt": lambda: ADOPT(learning_rate=0.1),
+    "adopt-decay": lambda: ADOPT(learning_rate=WARMUP, beta2=0.9, weight_decay=0.1, decay_mask=decays),
+    "adan": lambda: Adan(learning_rate=0.1),
+    "adan-decay": lambda: Adan(learning_rate=WARMUP, weight_decay=0.5, proximal=False),
+    "lamb": lambda: LAMB(learning_rate=0.05),
+    "lamb-stacked": lambda: LAMB(learning_rate=WARMUP, weight_decay=0.01, trust_max=0.9, decay_mask=decays, unit_axes=rows),
+    "lars": lambda: LARS(learning_rate=10.0),
+    "lars-nesterov": lambda: LARS(
+        learning_rate=0.1,
+        nesterov=True,
+        trust_coefficient=0.1,
+        epsilon=1e-3,
+        weight_decay=0.01,
+        decay_mask=decays,
+        trust_mask=is_matrix,
+        unit_axes=rows,
+    ),
+    "adafactor": lambda: Adafactor(learning_rate=0.1),
+    "adafactor-factored": lambda: Adafactor(
+        learning_rate=WARMUP,
+        beta1=0.5,
+        epsilon2=0.1,
+        relative_step=False,
+        weight_decay=0.01,
+        min_dim_size_to_factor=2,
+        decay_mask=decays,
+        matrix_axes=factored,
+    ),
+    "adafactor-stacked": lambda: Adafactor(
+        learning_rate=0.05, update_clip=None, scale_parameter=False, relative_step=False, weight_decay=0.1, unit_axes=rows
+    ),
     "function": lambda: SGD(learning_rate=halving),
     "custom": lambda: Momentum(learning_rate=0.02),
     "custom-bare": lambda: Bare(learning_rate=0.1),
@@ -166,6 +247,9 @@ SCHEDULES = {
     "warmup-none": lambda: LinearWarmupScheduler(0, 0.1, 0.5, after_scheduler=StepLR(0.5, step_size=9)),
     "warmup-cosine": lambda: WARMUP,
     "warmup-function": lambda: LinearWarmupScheduler(4, 0.0, 0.1, after_scheduler=halving),
+    "half-life": lambda: HalfLifeWarmup(0.9, 0.9999, steps=30),
+    "half-life-from-zero": lambda: HalfLifeWarmup(0.0, 0.9, steps=7),
+    "half-life-none": lambda: HalfLifeWarmup(0.9, 0.99, steps=0),
     "warmup-cos": lambda: WarmupCosLR(0.01, 0.5, warmup_epochs=5, epochs=30),
     "noam": lambda: NoamLR(d_model=16, warmup_steps=10, factor=2.0),
     "inverse-sqrt": lambda: InverseSqrtLR(0.5, timescale=10),

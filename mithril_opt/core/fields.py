@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mithril_opt.core.decay_rate import DecayRate
-from mithril_opt.core.typing import Scalar
+from mithril_opt.core.typing import Axes, Scalar
 
 if TYPE_CHECKING:
     Given: TypeAlias = float | jax.Array | np.ndarray | np.number | Callable[[Any], Any] | None
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
         def __get__(self, instance: Any, owner: Any) -> DecayRate: ...
         def __set__(self, instance: Any, value: Given | DecayRate) -> None: ...
 
+    class AxesOrFunction:
+        """A field given as axes, or as a function `(path, leaf) -> axes`. Inside a rule it is the axes of the leaf."""
+
+        def __get__(self, instance: Any, owner: Any) -> Any: ...
+        def __set__(self, instance: Any, value: Axes | Callable[[str, Any], Axes]) -> None: ...
+
     class Factor:
         """A field given as a number, which is kept as a `DecayRate`."""
 
@@ -34,7 +40,11 @@ if TYPE_CHECKING:
         def __set__(self, instance: Any, value: Scalar | DecayRate) -> None: ...
 
 else:
-    ScalarOrSchedule = DecayRateOrSchedule = Factor = Any
+    ScalarOrSchedule = DecayRateOrSchedule = AxesOrFunction = Factor = Any
+
+
+# What float32 holds.
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +93,21 @@ class Number:
 
     def _check_value(self, value: Any, where: str, alternative: str) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{where} must be {self.expected}{alternative}, got {value!r} of type {type(value).__name__}")
+            found = f"{shown(value)} of type {type(value).__name__}"
+            hint = "; an optimizer does not hold the parameters" if isinstance(value, dict | list | tuple) else ""
+            raise TypeError(f"{where} must be {self.expected}{alternative}, got {found}{hint}")
         if not (
             self.minimum <= value <= self.maximum
             and self.above < value
             and (value < self.below or self.infinite)
             and self._fits(value)
         ):
-            raise ValueError(f"{where} must be {self.expected}{alternative}, got {value!r}")
+            raise ValueError(f"{where} must be {self.expected}{alternative}, got {shown(value)}")
 
     def _fits(self, value: float) -> bool:
-        return abs(value) < 2**31 and value == int(value) if self.integer else self.infinite or math.isfinite(value)
+        if self.integer:
+            return abs(value) < 2**31 and value == int(value)
+        return self.infinite or abs(value) <= LARGEST
 
     @property
     def expected(self) -> str:
@@ -104,6 +118,12 @@ class Number:
         highest = f"{self.maximum:g}]" if self.maximum < self.below or self.infinite else f"{self.below:g})"
         interval = f"{lowest}, {highest}".replace("[-inf", "(-inf")
         return f"a number in {interval}" if interval != "(-inf, inf)" else "a finite number"
+
+
+def shown(value: Any) -> str:
+    """`value` for a message: its repr, the beginning of it if it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _python_number(value: Any) -> Any:
@@ -202,7 +222,15 @@ def number(
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 
-def decay_rate(*, default: Any = dataclasses.MISSING, minimum: float = 0, maximum: float = math.inf, below: float = 1) -> Any:
+def decay_rate(
+    *,
+    default: Any = dataclasses.MISSING,
+    minimum: float = 0,
+    maximum: float = math.inf,
+    above: float = -math.inf,
+    below: float = 1,
+    off: bool = False,
+) -> Any:
     """A field that holds the decay rate β of a moving average, or its schedule. Inside a rule it is a `DecayRate`:
     `self.beta1.value` is β, `self.beta1.complement` 1 − β, `self.beta1.one_minus_power(t)` 1 − βᵗ, all to the last digit.
 
@@ -210,7 +238,9 @@ def decay_rate(*, default: Any = dataclasses.MISSING, minimum: float = 0, maximu
         default: what the field holds if nothing is given.
         minimum: the smallest rate allowed.
         maximum: the largest rate allowed.
+        above: the rate must be larger.
         below: the rate must be smaller.
+        off: whether a Python zero, which averages nothing, is stored as None, so that the rule can do without the slot.
 
     Example:
         >>> import jax.numpy as jnp
@@ -228,7 +258,7 @@ def decay_rate(*, default: Any = dataclasses.MISSING, minimum: float = 0, maximu
         >>> optimizer.update(params, jnp.array([1.0]), optimizer.init(params))[0]
         Array([0.5], dtype=float32)
     """
-    rule = Number(minimum, maximum, below=below, exact=True)
+    rule = Number(minimum, maximum, above, below, off=off, exact=True)
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 

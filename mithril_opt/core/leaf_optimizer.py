@@ -14,10 +14,11 @@ import numpy as np
 
 from mithril_opt.core import slots as storage
 from mithril_opt.core.decay_rate import DecayRate
-from mithril_opt.core.fields import Number, rule_of
+from mithril_opt.core.fields import Number, rule_of, shown
 from mithril_opt.core.numerics import compute_dtype, real_dtype, saturating_increment
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import with_fields
+from mithril_opt.core.reductions import axes_at, check_axes
 from mithril_opt.core.schedule import fresh_memories
 from mithril_opt.core.state import OptState
 from mithril_opt.core.tree import describe_leaf, leaves_with_paths, placed_like, trained, widen
@@ -47,12 +48,14 @@ class LeafOptimizer(Optimizer):
     """
 
     decay_mask = None
+    unit_axes = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         name, mask = type(self).__name__, self.decay_mask
+        check_axes(f"{name}: unit_axes", self.unit_axes)
         if not (mask is None or callable(mask)):
-            raise TypeError(f"{name}: decay_mask must be a function (path, leaf) -> bool, got {mask!r}")
+            raise TypeError(f"{name}: decay_mask must be a function (path, leaf) -> bool, got {shown(mask)}")
         if mask is not None and not _masked_fields(self):
             raise TypeError(f"{name}: decay_mask has nothing to switch off; declare the decay as number(..., masked=True)")
 
@@ -80,15 +83,18 @@ class LeafOptimizer(Optimizer):
         """
 
     def for_leaf(self, path: str, param: Any) -> Self:
-        """This rule as the leaf at `path` sees it: without its weight decay where the mask says so. What else depends on the
-        leaf, a factor or an axis, a rule may set here, too.
+        """This rule as the leaf at `path` sees it: without its weight decay where the mask says so, and with the leaf's own
+        `unit_axes`. What else depends on the leaf, a factor or an axis, a rule may set here, too.
 
         Args:
             path: the path of the leaf, "decoder/0/w".
             param: the leaf, an array or a `jax.ShapeDtypeStruct`.
         """
         decays = self.decay_mask is None or self.decay_mask(path, param)
-        return self if decays else with_fields(self, **dict.fromkeys(_masked_fields(self)))
+        own = {} if decays else dict.fromkeys(_masked_fields(self))
+        if self.unit_axes is not None:
+            own["unit_axes"] = axes_at(f"{type(self).__name__}.unit_axes", self.unit_axes, path, param)
+        return with_fields(self, **own) if own else self
 
     def decays(self, path: str, leaf: Any) -> list[Any]:
         own = self.for_leaf(path, leaf)
@@ -124,12 +130,13 @@ class LeafOptimizer(Optimizer):
     def compute_updates(self, params: PyTree, grads: PyTree, state: OptState) -> tuple[PyTree, OptState]:
         structure, step = jax.tree.structure(params), saturating_increment(state.step)
         rule = self.at(state.step, state.schedules)
-        if np.ndim(rule.rate):
-            raise ValueError(f"{type(rule).__name__}: learning_rate must be a scalar, got shape {np.shape(rule.rate)}{SWEEP}")
-        columns = leaves_with_paths(params), structure.flatten_up_to(grads), storage.scatter(rule, params, state.slots)
-        leaves = [Leaf(path, rule.for_leaf(path, param), param, *row) for (path, param), *row in zip(*columns, strict=True)]
+        _check_scalars(rule)
+        named = leaves_with_paths(params)
+        rules = [rule.for_leaf(path, param) for path, param in named]
+        columns = named, rules, structure.flatten_up_to(grads), storage.scatter(rules, params, state.slots)
+        leaves = [Leaf(path, own, param, *row) for (path, param), own, *row in zip(*columns, strict=True)]
         shared, powers = _shared(rule, leaves, state.shared, step), _powers(rule, step)
-        results = [_updated(leaf, step, powers, shared) for leaf in leaves]
+        results = [_updated(leaf, step, _same(leaf.rule, rule, powers), shared) for leaf in leaves]
         slots = storage.gather(structure, [slots for _, slots in results]) if leaves else state.slots
         return structure.unflatten([update for update, _ in results]), OptState(step, slots, state.schedules, shared)
 
@@ -149,13 +156,27 @@ def _updated(leaf: Leaf, step: Array, powers: dict[str, Array], shared: PyTree) 
     try:
         return (None, leaf.slots) if leaf.grad is None else _update_leaf(*leaf[1:], step, powers, shared)
     except ValueError as error:
-        raise ValueError(f"at {leaf.path!r}: {error}") from None
+        raise ValueError(f"at {leaf.path!r}: {error}") from error
+
+
+def _check_scalars(rule: LeafOptimizer) -> None:
+    """Raise a ValueError if a number of `rule`, whose schedules are resolved, is an array of some shape."""
+    for field in dataclasses.fields(rule):
+        shapes = {np.shape(number) for number in jax.tree.leaves(getattr(rule, field.name))} if rule_of(field) else set()
+        if shapes - {()}:
+            where = f"{type(rule).__name__}: {field.name}"
+            raise ValueError(f"{where} must be a scalar, got shape {max(shapes)}{SWEEP}")
 
 
 def _powers(rule: LeafOptimizer, step: Array) -> dict[str, Array]:
     """1 − βᵗ of the decay rates of `rule`, in the widest real dtype there is: once for all leaves."""
     t = step.astype(jax.dtypes.canonicalize_dtype(float))
     return {name: rate.one_minus_power(t) for name, rate in vars(rule).items() if isinstance(rate, DecayRate)}
+
+
+def _same(own: LeafOptimizer, rule: LeafOptimizer, powers: dict[str, Array]) -> dict[str, Array]:
+    """Those of `powers` whose decay rates a leaf's `own` rule has not changed."""
+    return {name: power for name, power in powers.items() if getattr(own, name) is getattr(rule, name)}
 
 
 @jax.jit  # so that leaves of equal shape are traced once

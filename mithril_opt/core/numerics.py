@@ -44,7 +44,17 @@ def abs_sq(x: Array) -> Array:
 
 @jax.custom_jvp
 def safe_sqrt(x: Array) -> Array:
-    """√x, with the derivative 0 at 0, where it is infinite."""
+    """√x, with the derivative 0 at 0, where it is infinite.
+
+    Args:
+        x: real array, ≥ 0.
+
+    Example:
+        >>> import jax
+        >>> from mithril_opt import safe_sqrt
+        >>> jax.value_and_grad(safe_sqrt)(0.0)
+        (Array(0., dtype=float32, weak_type=True), Array(0., dtype=float32, weak_type=True))
+    """
     return jnp.sqrt(x)
 
 
@@ -57,7 +67,18 @@ def _safe_sqrt_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array
 
 @jax.custom_jvp
 def safe_divide(a: Array, b: Array) -> Array:
-    """a / b, which is 0 with the derivative 0 where b is 0: where nothing was ever seen, nothing moves."""
+    """a / b, which is 0 with the derivative 0 where b is 0: where nothing was ever seen, nothing moves.
+
+    Args:
+        a: real or complex array.
+        b: real array of a shape that goes with that of `a`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import safe_divide
+        >>> safe_divide(jnp.array([0.0, 1.0]), jnp.array([0.0, 2.0]))
+        Array([0. , 0.5], dtype=float32)
+    """
     with jax.numpy_dtype_promotion("standard"):  # a may be complex
         return jnp.where(b == 0, 0, a / b)
 

@@ -13,8 +13,7 @@ from typing import Any, ClassVar, Self, final
 import jax
 import jax.numpy as jnp
 
-from mithril_opt.core.decay_rate import DecayRate
-from mithril_opt.core.fields import is_static, rule_of
+from mithril_opt.core.fields import Number, is_static, rule_of, shown
 from mithril_opt.core.numerics import scalar_f32
 from mithril_opt.core.pytree import check_decorated, check_numbers, set_field, with_fields
 from mithril_opt.core.schedule import Schedule, as_schedule, as_step, fresh_memories, known_memories
@@ -64,7 +63,8 @@ class Optimizer(abc.ABC):
         try:
             check_numbers(self)
         except ValueError as error:
-            if "learning_rate" in str(error):
+            rate = self.rate
+            if isinstance(rate, int | float) and rate < 0:
                 error.add_note("To maximise, negate the loss.")
             raise
 
@@ -140,7 +140,8 @@ class Optimizer(abc.ABC):
         """The state after the schedules that follow a metric have seen `metric`, a scalar; `state` itself if there are none."""
         check_state(self, state)
         memories = known_memories(self, state.schedules)
-        seen = {name: self.schedules[name].observe(memory, scalar_f32(metric), state.step) for name, memory in memories.items()}
+        own = {name: memory for name, memory in memories.items() if name in self.schedules}
+        seen = {name: self.schedules[name].observe(memory, scalar_f32(metric), state.step) for name, memory in own.items()}
         return state._replace(schedules=seen) if seen else state
 
     def at(self, step: Any, schedules: PyTree = None) -> Self:
@@ -158,9 +159,13 @@ class Optimizer(abc.ABC):
         if not self.schedules:
             return self
         memories = fresh_memories(self) if schedules is None else known_memories(self, schedules)
-        values = {name: schedule.read(memories.get(name), as_step(step)) for name, schedule in self.schedules.items()}
         exact = {field.name for field in dataclasses.fields(self) if getattr(rule_of(field), "exact", False)}
-        return with_fields(self, **{name: DecayRate(value) if name in exact else value for name, value in values.items()})
+
+        def value(name: str, schedule: Schedule) -> Any:
+            read = schedule.read_decay_rate if name in exact else schedule.read
+            return read(memories.get(name), as_step(step))
+
+        return with_fields(self, **{name: value(name, schedule) for name, schedule in self.schedules.items()})
 
     def resolve(self, state: Any) -> Self:
         """This optimizer with the numbers that the next update will use."""
@@ -217,10 +222,16 @@ class Optimizer(abc.ABC):
         return state
 
     def ready(self, state: Any) -> Array:
-        """Whether the numbers of the next update, the learning rate among them, are finite: boolean scalar."""
+        """Whether the numbers of the next update are finite, the learning rate among them; of a field that says nothing about
+        its numbers, whether they are not NaN. Boolean scalar."""
         rule = self.resolve(state) if isinstance(state, OptState) else self
-        numbers = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(rule) if trains(x)]
-        return functools.reduce(jnp.logical_and, numbers, jnp.bool(True))
+        verdicts = [
+            jnp.all(jnp.isfinite(number) if isinstance(rule_of(field), Number) else ~jnp.isnan(number))
+            for field in dataclasses.fields(rule)
+            for number in jax.tree.leaves(getattr(rule, field.name))
+            if trains(number)
+        ]
+        return functools.reduce(jnp.logical_and, verdicts, jnp.bool(True))
 
     def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
         """`grads`, shaped like `params`, with None at the leaves that do not train, so that they do not count in a norm."""
@@ -235,6 +246,10 @@ class Optimizer(abc.ABC):
         """The weight decays that act on the leaf at `path`, numbers or schedules; None if the optimizer does not tell."""
         return None
 
+    def lints(self, learning_rate: float) -> list[str]:
+        """What is surely wrong with this rule in a run whose largest learning rate is `learning_rate`, in a few words each."""
+        return []
+
     def rules(self, params: PyTree) -> "list[tuple[str, Optimizer] | None]":
         """For each leaf of `params` the name of its group, "a/b" for a nested one, and the innermost optimizer that it belongs
         to; None for a leaf that does not train."""
@@ -247,7 +262,7 @@ def check_optimizer(where: str, value: Any) -> None:
         hint = ""
         if hasattr(value, "init") and hasattr(value, "update") and not isinstance(value, type):
             hint = "; from_optax(...) turns an optax transformation into one"
-        raise TypeError(f"{where} must be an Optimizer, got {value!r}{hint}")
+        raise TypeError(f"{where} must be an Optimizer, got {shown(value)}{hint}")
 
 
 def _step(optimizer: Optimizer, params: PyTree, grads: PyTree, state: Any, extra_args: dict[str, Any]) -> tuple[PyTree, Any]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 from jax.tree_util import GetAttrKey
 
-from mithril_opt.core.fields import Number, decay_rate, is_static, number, rule_of, same_as, static, steps
+from mithril_opt.core.fields import Number, decay_rate, is_static, number, rule_of, same_as, shown, static, steps
 
 T = TypeVar("T")
 
@@ -71,7 +71,19 @@ def set_field(self: Any, name: str, value: Any) -> None:
 
 
 def with_fields(self: T, **values: Any) -> T:
-    """A copy of `self` with some fields replaced; unlike `dataclasses.replace` it checks nothing."""
+    """A copy of `self` with some fields replaced; unlike `dataclasses.replace` it checks nothing.
+
+    Inside a rule, where schedules are numbers and what is switched off is None, that is what is needed.
+
+    Args:
+        self: an optimizer or a schedule.
+        values: fields by name; a decay rate as a `DecayRate`.
+
+    Example:
+        >>> from mithril_opt import SGD, with_fields
+        >>> with_fields(SGD(learning_rate=0.5), learning_rate=0.25).learning_rate
+        0.25
+    """
     copy = object.__new__(type(self))
     vars(copy).update(vars(self) | values)
     return copy
@@ -83,7 +95,7 @@ def check_numbers(self: Any, *, schedules: bool = True) -> None:
     for field in dataclasses.fields(self):
         where, value, rule = f"{type(self).__name__}: {field.name}", getattr(self, field.name), rule_of(field)
         if isinstance(field.default, bool) and not isinstance(value, bool):
-            raise TypeError(f"{where} must be True or False, got {value!r}")
+            raise TypeError(f"{where} must be True or False, got {shown(value)}")
         if rule is not None:
             scheduled = schedules and isinstance(rule, Number) and not rule.integer
             set_field(self, field.name, rule.check(value, where, scheduled))

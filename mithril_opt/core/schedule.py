@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt.core.fields import static
+from mithril_opt.core.decay_rate import DecayRate
+from mithril_opt.core.fields import shown, static
 from mithril_opt.core.pytorch_calls import refuse_optimizer
 from mithril_opt.core.pytree import check_decorated, check_numbers, pytree
 from mithril_opt.core.typing import Array, PyTree
@@ -74,6 +75,11 @@ class Schedule:
         """The value at `step`, an int32 array of numbers ≥ 0: what a schedule of the count alone defines."""
         raise NotImplementedError(f"{type(self).__name__} does not define `value(step)`")
 
+    @property
+    def base_rate(self) -> Any:
+        """The rate that this schedule is a multiple of; 1.0 for a bare factor."""
+        return getattr(self, "base_lr", 1.0)
+
     def value_given(self, step: Array, memory: PyTree) -> Any:
         """The value at `step` given `memory`: what a schedule with a memory defines instead of `value`."""
         return self.value(step)
@@ -96,6 +102,10 @@ class Schedule:
         if numbers.shape not in ((), step.shape):
             raise ValueError(f"{self!r} must return a scalar for a scalar step, got shape {numbers.shape} for {step.shape}")
         return jnp.broadcast_to(jax.lax.convert_element_type(numbers, jnp.float32), step.shape)
+
+    def read_decay_rate(self, memory: PyTree, step: Array) -> DecayRate:
+        """The same for a decay rate β: a schedule that knows 1 − β better than the float32 β tells defines this, too."""
+        return DecayRate(self.read(memory, step))
 
 
 @pytree
@@ -140,7 +150,7 @@ def require_schedule(owner: Any, value: Any) -> Schedule:
     """`value` as a schedule; a TypeError that names `owner` if it is no callable."""
     value = as_schedule(value)
     if not isinstance(value, Schedule):
-        raise TypeError(f"{type(owner).__name__} takes a schedule or a function of the step, got {value!r}")
+        raise TypeError(f"{type(owner).__name__} takes a schedule or a function of the step, got {shown(value)}")
     return value
 
 

@@ -59,14 +59,14 @@ def gather(structure: Any, slots: list[PyTree]) -> PyTree:
     return _column(structure, slots)
 
 
-def scatter(rule: Any, params: PyTree, slots: PyTree) -> list[PyTree]:
-    """From a tree for each field to the slots that `rule` keeps for each leaf of `params`.
+def scatter(rules: list[Any], params: PyTree, slots: PyTree) -> list[PyTree]:
+    """From a tree for each field to the slots that each of `rules` keeps for its leaf of `params`.
 
     Raises:
         ValueError: `slots` are of another type, or not shaped like `params`.
     """
     leaves = jax.tree.leaves(params)
-    kind = type(_expected(rule, leaves[0])) if leaves else type(slots)
+    kind = type(_expected(rules[0], leaves[0])) if leaves else type(slots)
     if not hasattr(kind, "_fields"):
         return _row(params, slots)
     if type(slots) is not kind:

@@ -1,6 +1,6 @@
 """The state of an optimizer, and whether it belongs to the optimizer that is given it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,7 +14,21 @@ T = TypeVar("T")
 
 
 def exported(cls: type[T]) -> type[T]:
-    """Make `jax.export` know `cls`, a NamedTuple of a state, so that a step can be serialized; a decorator."""
+    """Make `jax.export` know `cls`, so that a step with such slots can be serialized; a decorator.
+
+    Args:
+        cls: a NamedTuple, of slots or of a state; no other of that name.
+
+    Example:
+        >>> from typing import NamedTuple
+        >>> import jax
+        >>> from mithril_opt import exported
+        >>> @exported
+        ... class SignumSlots(NamedTuple):
+        ...     mu: jax.Array
+        >>> SignumSlots(mu=1.0)
+        SignumSlots(mu=1.0)
+    """
     jax.export.register_namedtuple_serialization(cls, serialized_name=f"mithril_opt.{cls.__name__}")
     return cls
 
@@ -62,12 +76,16 @@ class Counterpart(NamedTuple):
         slots: their names of our slots.
         settings: settings by which the parameter groups of PyTorch's rule are known.
         values: what some of them must be where a group has them: AdamW is an Adam whose "decoupled_weight_decay" is True.
+        foreign: settings of other rules of PyTorch whose slots have the same names.
+        reduced: `(path, leaf) -> {slot: axis}`, the axes of a leaf that its slots lack and PyTorch keeps with size 1.
     """
 
     name: str
     slots: dict[str, str]
     settings: frozenset[str] = frozenset()
     values: Mapping[str, Any] = MappingProxyType({})
+    foreign: frozenset[str] = frozenset()
+    reduced: Callable[[str, Any], dict[str, int]] = lambda path, leaf: {}
 
 
 def misuse(optimizer: Any, grads: PyTree, state: Any, extra_args: Any = ()) -> Exception:

@@ -4,6 +4,7 @@ A leaf *trains* if it is a floating or complex array (a Python float or complex 
 (integers, booleans, PRNG keys, strings, functions) is a *passenger*: it is handed back as it came. None is an empty subtree.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -37,8 +38,13 @@ def trains(leaf: Any) -> bool:
 
 
 def trained(params: PyTree) -> PyTree:
-    """`params` with None in place of the passengers."""
-    return jax.tree.map(lambda leaf: leaf if trains(leaf) else None, params)
+    """`params` with None in place of the passengers, and with scalar arrays in place of Python numbers."""
+    return jax.tree.map(lambda leaf: as_array(leaf) if trains(leaf) else None, params)
+
+
+def as_array(leaf: Any) -> Any:
+    """`leaf`, a Python number as a scalar array."""
+    return leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
 
 
 def overlay(params: PyTree, *trees: PyTree) -> PyTree:
@@ -119,10 +125,22 @@ def _first_difference(params: PyTree, grads: PyTree, param: str, grad: str) -> s
     for path, leaf in ours:
         if path not in theirs:
             return f"at {path!r} the {param} is {describe_leaf(leaf)} but there is no {grad}"
+    known = dict(ours)
     for path, leaf in theirs.items():
-        if path not in dict(ours):
+        if path not in known:
             return f"at {path!r} there is a {grad}, {describe_leaf(leaf)}, but no {param}"
-    return f"the {param}s are in a {type(params).__name__}, the {grad}s in a {type(grads).__name__} with the same paths"
+    theirs = _containers(grads)
+    path, kind = next((path, kind) for path, kind in _containers(params).items() if theirs.get(path) != kind)
+    return f"{f'at {path!r} ' if path else ''}the {param}s are in a {kind}, the {grad}s in a {theirs.get(path)}"
+
+
+def _containers(tree: PyTree, path: Any = ()) -> dict[str, str]:
+    """The classes of the nodes of `tree` that are no leaves, by their paths."""
+    children = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: node is not tree)
+    if len(children) == 1 and children[0][0] == ():
+        return {}
+    own = {_path_string(path): type(tree).__name__}
+    return functools.reduce(lambda found, child: found | _containers(child[1], (*path, *child[0])), children, own)
 
 
 def describe_leaf(leaf: Any) -> str:

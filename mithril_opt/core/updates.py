@@ -1,6 +1,7 @@
 """Updates u of p ← p + u, and adding them."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ from mithril_opt.core.tree import agree, widen
 from mithril_opt.core.typing import Array, PyTree
 
 
-class Moved(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Moved:
     """An update with the parameter it leads to, where the optimizer has added them itself: in a branch that may not be taken,
     or with more digits than the parameter holds. Whichever of the two nobody reads is not computed.
+    It is no pytree and no array, so that nobody changes an update without `plain`, which drops the parameter it led to.
 
     Attributes:
         update: u, in float32 or wider.
@@ -24,7 +27,7 @@ class Moved(NamedTuple):
 
 def plain(updates: PyTree) -> PyTree:
     """`updates` as arrays that may be changed: what changes them decides where they lead."""
-    return jax.tree.map(lambda u: u.update if isinstance(u, Moved) else u, updates, is_leaf=_is_moved)
+    return jax.tree.map(lambda u: u.update if isinstance(u, Moved) else u, updates)
 
 
 def moved(params: PyTree, updates: PyTree, new: PyTree) -> PyTree:
@@ -47,8 +50,4 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
 
 
 def _new(param: Array, update: Any) -> Array:
-    return update.param if _is_moved(update) else (widen(param) + update).astype(jnp.result_type(param))
-
-
-def _is_moved(update: Any) -> bool:
-    return isinstance(update, Moved)
+    return update.param if isinstance(update, Moved) else (widen(param) + update).astype(jnp.result_type(param))

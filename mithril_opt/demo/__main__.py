@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mithril_opt.demo import data, model, picture, report
-from mithril_opt.demo.train import train
+from mithril_opt.demo.train import TWO_GROUPS, named_optimizers, train
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
 PRECISIONS = ("float16", "bfloat16", "float32")
@@ -34,6 +34,9 @@ def make_parser() -> Parser:
     parser.add_argument("--steps", type=whole_number(1, 1_000_000), default=600, metavar="N", help="training steps")
     parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0, metavar="N", help="seed of weights and batches")
     parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="what the model computes in")
+    optimizers = [TWO_GROUPS, *named_optimizers()]
+    help_text = "two groups, or one rule for all parameters, whose peak rate is its default rate"
+    parser.add_argument("--optimizer", choices=optimizers, default=TWO_GROUPS, help=help_text)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help=f"folder for {METRICS} and {CURVES}")
     return parser
 
@@ -62,14 +65,14 @@ def prepare(out: Path) -> tuple[Path, Path]:
     return metrics, curves
 
 
-def run(steps: int, seed: int, precision: str, metrics: Path, curves: Path) -> int:
+def run(steps: int, seed: int, precision: str, optimizer: str, metrics: Path, curves: Path) -> int:
     """Train, write the files, print the summary; the exit status."""
     began = time.perf_counter()
     corpus = data.build_corpus(data.read_text(), model.VOCABULARY)
     baseline = data.unigram_loss(corpus)
     sizes = f"{len(corpus.train):,} tokens, a vocabulary of {len(corpus.vocabulary):,}"
     print(f"training on {report.describe_device()} in {precision}: {sizes}", flush=True)
-    blocks = report.follow(report.write_metrics(train(corpus, steps, seed, precision), metrics), steps)
+    blocks = report.follow(report.write_metrics(train(corpus, steps, seed, precision, optimizer), metrics), steps)
     records = [record for block in blocks for record in block.records]
     picture.plot(records, baseline, curves)
     print(report.summarize(blocks, baseline, precision, time.perf_counter() - began, [metrics, curves]), flush=True)
@@ -90,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         parser.error(f"argument --out: cannot write to {str(options.out)!r}: {error.strerror}")
     try:
-        return run(options.steps, options.seed, options.precision, metrics, curves)
+        return run(options.steps, options.seed, options.precision, options.optimizer, metrics, curves)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at exit
         return 141

@@ -66,9 +66,9 @@ def _follow_in_lines(blocks: Iterable[Block], steps: int) -> list[Block]:
 
 
 def _describe(records: list[Record]) -> str:
-    """`loss 3.21, rate 1.0e-03`: the mean loss of some steps, and the body's rate in the last of them."""
-    loss = sum(record["loss"] for record in records) / len(records)
-    return f"loss {loss:.2f}, rate {records[-1]['rates']['body']:.1e}"
+    """`loss 3.21, rate 1.0e-03`: the mean loss of some steps, and the rate in the last of them, the body's if there are two."""
+    loss, rates = sum(record["loss"] for record in records) / len(records), records[-1]["rates"]
+    return f"loss {loss:.2f}, rate {rates.get('body', next(iter(rates.values()))):.1e}"
 
 
 def summarize(blocks: list[Block], baseline: float, precision: str, seconds: float, files: list[Path]) -> str:

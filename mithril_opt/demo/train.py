@@ -17,11 +17,14 @@ from mithril_opt import (
     LinearWarmupScheduler,
     MixedPrecisionTrainer,
     MultiOptimizer,
+    Optimizer,
     global_norm,
+    optimizers,
 )
 from mithril_opt.core.typing import Array
 from mithril_opt.demo import data, model
 
+TWO_GROUPS = "Adam+AdamW"
 BATCH = 16
 EMBEDDING_RATE = 5e-3
 BODY_RATE = 1.5e-3
@@ -64,11 +67,25 @@ def make_optimizer(steps: int) -> MultiOptimizer:
     return MultiOptimizer({"embedding": embedding, "body": body}, groups={"embedding": "embedding/*", "body": ...})
 
 
-def make_trainer(steps: int, precision: str) -> MixedPrecisionTrainer:
-    """The optimizer in a trainer that computes in `precision`, clips, and skips what overflows."""
+def named_optimizers() -> dict[str, Callable[..., Optimizer]]:
+    """The rules of the library, by name."""
+    public = {name: getattr(optimizers, name) for name in optimizers.__all__}
+    return {name: value for name, value in public.items() if isinstance(value, type) and issubclass(value, Optimizer)}
+
+
+def make_named(name: str, steps: int) -> Optimizer:
+    """The rule called `name` for all parameters, with its default rate as the peak; or the two groups."""
+    if name == TWO_GROUPS:
+        return make_optimizer(steps)
+    rule = named_optimizers()[name]
+    return rule(learning_rate=warmup_cosine(rule().rate, steps))
+
+
+def make_trainer(steps: int, precision: str, name: str = TWO_GROUPS) -> MixedPrecisionTrainer:
+    """What is called `name` in a trainer that computes in `precision`, clips, and skips what overflows."""
     return MixedPrecisionTrainer(
         None,
-        make_optimizer(steps),
+        make_named(name, steps),
         loss_scale=LOSS_SCALE,
         policy=precision,
         clip_norm=CLIP_NORM,
@@ -84,7 +101,7 @@ def make_step(trainer: MixedPrecisionTrainer) -> Callable[..., tuple[model.Param
 
     @functools.partial(jax.jit, donate_argnames=("params", "state"))
     def step(params: model.Params, state: Any, tokens: Array, starts: Array) -> tuple[model.Params, Any, dict[str, Any]]:
-        scale, rates = state.loss_scale.scale, trainer.optimizer.get_learning_rate(state.optimizer)
+        scale, rates = state.loss_scale.scale, trainer.optimizer.learning_rates(state.optimizer)
         loss, grads = trainer.value_and_grad(model.loss)(params, state, windows(tokens, starts))
         metrics = {"loss": loss, "rates": rates, "grad_norm": global_norm(grads) / scale, "loss_scale": scale}
         params, state, success = trainer.update(params, grads, state, loss=loss)
@@ -105,12 +122,12 @@ def evaluate(params: model.Params, tokens: Array, starts: Array) -> Array:
     return jnp.mean(losses)
 
 
-def train(corpus: data.Corpus, steps: int, seed: int, precision: str) -> Iterator[Block]:
+def train(corpus: data.Corpus, steps: int, seed: int, precision: str, name: str = TWO_GROUPS) -> Iterator[Block]:
     """Train a fresh model and tell what happens, with a validation at the start, now and then, and at the end.
 
     Metrics stay on the device until a block of steps is done, so that the host never waits for a single step.
     """
-    trainer = make_trainer(steps, precision)
+    trainer = make_trainer(steps, precision, name)
     generator = np.random.default_rng(seed)
     params = model.init(generator)
     state = trainer.init(params)

@@ -153,13 +153,14 @@ def to_optax(optimizer: Optimizer) -> Any:
         given = extra_args if optimizer.takes_extra_args else {}
         compute = _compute if given else _compiled
         new_updates, state = compute(optimizer, trained(params), agree(params, gradients), state, given)
-        return _like(updates, plain(new_updates), params), state
+        return _like(updates, new_updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _compute(optimizer: Any, params: PyTree, grads: PyTree, state: Any, extra_args: Any) -> tuple[PyTree, Any]:
-    return optimizer.compute_updates(params, grads, state, **extra_args)
+    updates, state = optimizer.compute_updates(params, grads, state, **extra_args)
+    return plain(updates), state
 
 
 _compiled = jax.jit(_compute)  # so that a call outside jit compiles itself once

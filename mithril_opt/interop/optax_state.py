@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.state import Counterpart, OptState, check_state, checked_step
-from mithril_opt.core.tree import agree, listed, overlay
+from mithril_opt.core.tree import agree, aligned, listed, overlay
 from mithril_opt.core.typing import PyTree
 from mithril_opt.interop.optax import apart
 
-SLOT_NAMES = {"trace", "mu", "nu", "nu_max", "sum_of_squares"}
+SLOT_NAMES = {"trace", "mu", "nu", "nu_max", "sum_of_squares", "e_g", "e_x", "m1", "m2", "v_row", "v_col", "v"}
+COUNT_NAMES = {"count", "count_m2"}
 
 
 def state_from_optax(optimizer: Optimizer, params: PyTree, optax_state: PyTree, step: int | None = None) -> OptState:
@@ -20,16 +21,20 @@ def state_from_optax(optimizer: Optimizer, params: PyTree, optax_state: PyTree, 
 
     The moments are widened to float32 where optax kept them narrower. The two states share no memory.
 
+    Optax keeps the states of adam, radam, nadam, adamax, adopt, lamb and yogi in one type, `ScaleByAdamState`, which does not
+    say whose it is. A state of one of them is taken for that of any other, with numbers that mean something else, so see to it
+    that `optimizer` is the rule that the state is from.
+
     Args:
-        optimizer: `SGD`, `Adam` or `AdamW` without AMSGrad, `RMSProp` without momentum, or `AdaGrad`. With AMSGrad optax keeps
-            the largest bias-corrected moment, and in the momentum of RMSProp the rate: these states mean something else.
+        optimizer: one whose state means the same in optax. Those of `Adam(amsgrad=True)`, `RMSProp(momentum=…)`, `LARS`,
+            `NAdam`, `Adan` and `Adafactor(beta1=…)` do not: optax keeps other moments, or the rate in the momentum.
         params: the parameters that both states are for.
         optax_state: the state of `optax.sgd`, `optax.adam`, …, however deep in a chain.
         step: number of updates made, for a state that does not count them (that of `optax.sgd(0.1)`, say).
 
     Raises:
-        ValueError: `optimizer` is another one; the optax state is that of another rule, or has its slots twice or in another
-            shape; its counts differ from each other or from `step`, or it has none and `step` is not given.
+        ValueError: `optimizer` is another one; the optax state is of another type than that of its rule, or has its slots twice
+            or in another shape; its counts differ from each other or from `step`, or it has none and `step` is not given.
 
     Example:
         >>> import jax.numpy as jnp
@@ -42,10 +47,11 @@ def state_from_optax(optimizer: Optimizer, params: PyTree, optax_state: PyTree, 
     _counterpart(optimizer)
     state = optimizer.init(params)
     slots = {
-        name: _cast(agree(params, value, ("parameter", f"{name} of optax")), getattr(state.slots, name))
+        name: _taken(params, getattr(state.slots, name), value, name)
         for name, value in _find_slots(optimizer, state, optax_state).items()
     }
-    return state._replace(step=_count(optax_state, step), slots=state.slots._replace(**slots))
+    count = _count(optax_state, step)
+    return state._replace(step=count, slots=state.slots._replace(**slots, **_counts(optimizer, state.slots, count)))
 
 
 def state_to_optax(optimizer: Optimizer, state: OptState, optax_state: PyTree) -> PyTree:
@@ -76,7 +82,21 @@ def state_to_optax(optimizer: Optimizer, state: OptState, optax_state: PyTree) -
         )
         for name, value in _find_slots(optimizer, state, optax_state).items()
     }
-    return apart(_replaced(optax_state, {**values, "count": state.step}))
+    return apart(_replaced(optax_state, {**values, **dict.fromkeys(COUNT_NAMES, state.step)}))
+
+
+def _counts(optimizer: Optimizer, slots: PyTree, count: jax.Array) -> dict[str, PyTree]:
+    """The slots that count the gradients of each leaf; optax counts them for all leaves together."""
+    counting = [name for name, theirs in _counterpart(optimizer).slots.items() if theirs in COUNT_NAMES]
+    return {name: jax.tree.map(lambda _: jnp.copy(count), getattr(slots, name)) for name in counting}
+
+
+def _taken(params: PyTree, slot: PyTree, value: PyTree, name: str) -> PyTree:
+    """What optax keeps as `value` in the place of our `slot`. Where a leaf lacks the slot, optax has a placeholder."""
+    structure, theirs = jax.tree.structure(params), f"{name} of optax"
+    pairs = zip(structure.flatten_up_to(slot), aligned(params, value, ("parameter", theirs)), strict=True)
+    given = structure.unflatten([None if own is None else leaf for own, leaf in pairs])
+    return _cast(agree(slot, given, (name, theirs)), slot)
 
 
 def _counterpart(optimizer: Optimizer) -> Counterpart:
@@ -90,7 +110,9 @@ def _counterpart(optimizer: Optimizer) -> Counterpart:
 
 def _find_slots(optimizer: Optimizer, state: OptState, optax_state: PyTree) -> dict[str, PyTree]:
     """The trees of `optax_state` that are slots, by our names."""
-    theirs, names = _counterpart(optimizer), [name for name, tree in state.slots._asdict().items() if tree is not None]
+    theirs = _counterpart(optimizer)
+    kept = [name for name, tree in state.slots._asdict().items() if tree is not None]
+    names = [name for name in kept if theirs.slots[name] not in COUNT_NAMES]
     nodes = list(_named_tuples(optax_state))
     _check_nothing_lost(optimizer, nodes)
     found = [node for node in nodes if not SLOT_NAMES.isdisjoint(node._fields)]
@@ -151,7 +173,7 @@ def _cast(values: PyTree, like: PyTree) -> PyTree:
 
 
 def _count(optax_state: PyTree, step: int | None) -> jax.Array:
-    given = [node.count for node in _named_tuples(optax_state) if "count" in node._fields]
+    given = [getattr(node, name) for node in _named_tuples(optax_state) for name in COUNT_NAMES.intersection(node._fields)]
     counts = sorted({checked_step(int(count)) for count in given} | ({checked_step(step)} if step is not None else set()))
     if not counts:
         raise ValueError("the optax state does not count its updates; give their number as step=")

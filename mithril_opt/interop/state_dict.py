@@ -42,7 +42,8 @@ def to_state_dict(state: PyTree) -> dict[str, Any]:
         `jax.tree.map(jnp.copy, ...)` of it.
 
     Raises:
-        ValueError: two leaves have the same path, because a key contains a slash.
+        ValueError: two leaves have the same path, or the path of one is the beginning of another's, which a file of folders
+            could not hold; both because a key contains a slash.
         TypeError: a leaf is no array: a function, say, or a string.
 
     Example:
@@ -56,6 +57,9 @@ def to_state_dict(state: PyTree) -> dict[str, Any]:
     twice = sorted(path for path, count in counts.items() if count > 1)
     if twice:
         raise ValueError(f"several leaves have the same path: {listed(twice)}")
+    inside = sorted(path for path in counts if any(parent in counts for parent in _parents(path)))
+    if inside:
+        raise ValueError(f"the path of a leaf goes on where that of another ends: {listed(inside)}")
     header = {VERSION_KEY: np.array(FORMAT_VERSION, np.int32), RULES_KEY: np.frombuffer(_rules(state).encode(), np.uint8)}
     return {**{path: _stored(path, leaf) for path, leaf in leaves}, **header}
 
@@ -102,6 +106,12 @@ def from_state_dict(template: T, mapping: Mapping[str, Any], strict: bool = True
     _check_arrays({path: leaf for path, leaf in leaves if path not in fitting})
     values = [_restored(mapping[path] if path in fitting else _stored(path, leaf), leaf) for path, leaf in leaves]
     return jax.tree.unflatten(jax.tree.structure(template), values)
+
+
+def _parents(path: str) -> list[str]:
+    """The paths that `path` goes through."""
+    parts = path.split("/")
+    return ["/".join(parts[:length]) for length in range(1, len(parts))]
 
 
 def placed(value: Any, leaf: Any) -> jax.Array:

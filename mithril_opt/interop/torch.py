@@ -27,7 +27,8 @@ def state_from_torch(
     """The state of `optimizer` with the numbers of a PyTorch `optimizer.state_dict()` of the same rule.
 
     Args:
-        optimizer: `SGD`, `Adam`, `AdamW`, `RMSProp` or `AdaGrad`.
+        optimizer: one whose rule PyTorch has too: `SGD`, `AdamW`, `NAdam`, … `Adafactor` without `beta1`, with
+            `min_dim_size_to_factor=1` and as `matrix_axes` those that are PyTorch's last two: (-1, -2) for a transposed matrix.
         params: the parameters in JAX.
         state_dict: what PyTorch's optimizer returned, with tensors or NumPy arrays.
         names: for each parameter, in the order in which PyTorch's optimizer was given them, its path in `params`
@@ -58,9 +59,12 @@ def state_from_torch(
     _check_real(optimizer, params)
     template, entries = optimizer.init(params), _entries(theirs, state_dict, params, names)
     slots = {slot: tree for slot, tree in template.slots._asdict().items() if tree is not None}
-    _check_entries(entries, theirs, {theirs.slots[slot] for slot in slots if slot in theirs.slots})
+    _check_entries(entries, theirs, slots)
     count = jnp.asarray(_common_step(theirs, list(entries.values()), step), jnp.int32)
-    filled = {slot: _filled(tree, theirs.slots.get(slot), entries, axes) for slot, tree in slots.items()}
+    filled = {
+        slot: _filled(tree, theirs.slots.get(slot), entries, axes, _reduced(theirs, params, slot))
+        for slot, tree in slots.items()
+    }
     return template._replace(step=count, slots=template.slots._replace(**filled))
 
 
@@ -103,9 +107,11 @@ def state_to_torch(
     keys = dict(zip(names, _keys(theirs, state_dict, params, names), strict=True))
     entries: dict[Any, dict[str, Any]] = {key: {} for key in keys.values()}
     for slot, tree in state.slots._asdict().items():
+        reduced = _reduced(theirs, params, slot)
         for path, leaf in leaves_with_paths(tree) if slot in theirs.slots else ():
             back = np.argsort(axes[path]) if path in axes else None
-            entries[keys[path]][theirs.slots[slot]] = _permuted(np.array(leaf), back, path)
+            value = np.array(leaf).reshape(_unreduced(leaf.shape, reduced.get(path)))
+            entries[keys[path]][theirs.slots[slot]] = _permuted(value, back, path)
     if theirs.name != "SGD":
         for entry in entries.values():
             entry["step"] = np.array(state.step, np.float32)
@@ -141,7 +147,7 @@ def _keys(theirs: Counterpart, state_dict: Mapping[str, Any], params: PyTree, na
         found = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
         raise ValueError(f"state_dict must be that of an optimizer, with 'state' and 'param_groups'; got {found}")
     for group in state_dict["param_groups"]:
-        if not theirs.settings <= set(group):
+        if not theirs.settings <= set(group) or theirs.foreign & set(group):
             raise ValueError(
                 f"this is no state of torch.optim.{theirs.name}, whose groups have {sorted(theirs.settings)}; "
                 f"these have {sorted(group)}"
@@ -170,14 +176,16 @@ def _entries(
     return dict(zip(names, kept, strict=True))
 
 
-def _check_entries(entries: Mapping[str, Mapping[str, Any]], theirs: Counterpart, needed: set[str]) -> None:
+def _check_entries(entries: Mapping[str, Mapping[str, Any]], theirs: Counterpart, slots: Mapping[str, PyTree]) -> None:
     empty = [path for path, entry in entries.items() if not entry]
     if 0 < len(empty) < len(entries):
         raise ValueError(
             f"PyTorch has no state for {listed(empty)}, which never got a gradient; one clock cannot hold that: leave what "
             "does not train out of both optimizers"
         )
+    kept = {theirs.slots[slot]: dict(leaves_with_paths(tree)) for slot, tree in slots.items() if slot in theirs.slots}
     for path, entry in entries.items():
+        needed = {name for name, leaves in kept.items() if path in leaves}
         if entry and set(entry) - {"step"} != needed:
             raise ValueError(
                 f"PyTorch's state of {path!r} has {sorted(entry)}, but this optimizer needs {sorted(needed)} of torch.optim."
@@ -185,8 +193,22 @@ def _check_entries(entries: Mapping[str, Mapping[str, Any]], theirs: Counterpart
             )
 
 
+def _reduced(theirs: Counterpart, params: PyTree, slot: str) -> dict[str, int]:
+    """By path, the axis that our `slot` lacks and PyTorch keeps with size 1."""
+    reduced = {path: theirs.reduced(path, leaf) for path, leaf in leaves_with_paths(trained(params))}
+    return {path: axes[slot] for path, axes in reduced.items() if slot in axes}
+
+
+def _unreduced(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    return shape if axis is None else (*shape[:axis], 1, *shape[axis:])
+
+
 def _filled(
-    tree: PyTree, name: str | None, entries: Mapping[str, Mapping[str, Any]], axes: Mapping[str, Sequence[int]]
+    tree: PyTree,
+    name: str | None,
+    entries: Mapping[str, Mapping[str, Any]],
+    axes: Mapping[str, Sequence[int]],
+    reduced: Mapping[str, int],
 ) -> PyTree:
     """The tree of a slot with what PyTorch keeps under `name`, or with ones, for a mark that an update was made; as it is where
     none has been made yet."""
@@ -195,15 +217,18 @@ def _filled(
         if name is None:
             return jnp.ones_like(leaf)
         value = _permuted(_numpy(entries[path][name]), axes.get(path), path)
-        if value.shape != leaf.shape:
-            raise ValueError(f"PyTorch's {name!r} of {path!r} has shape {value.shape}, not {describe_leaf(leaf)}")
-        return placed(value.astype(leaf.dtype), leaf)
+        expected = jax.ShapeDtypeStruct(_unreduced(leaf.shape, reduced.get(path)), leaf.dtype)
+        if value.shape != expected.shape:
+            raise ValueError(f"PyTorch's {name!r} of {path!r} has shape {value.shape}, not {describe_leaf(expected)}")
+        return placed(value.reshape(leaf.shape).astype(leaf.dtype), leaf)
 
     leaves = [fill(path, leaf) if entries[path] else leaf for path, leaf in leaves_with_paths(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def _permuted(value: np.ndarray, axes: Any, path: str) -> np.ndarray:
+    if not value.ndim:  # a scalar that a rule keeps for each parameter
+        return value
     if axes is not None and sorted(axes) != list(range(value.ndim)):
         raise ValueError(f"transpose has the axes {tuple(axes)} for {path!r}, whose array has {value.ndim} dimensions")
     return value if axes is None else value.transpose(axes).copy()

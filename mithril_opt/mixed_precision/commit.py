@@ -57,15 +57,14 @@ def commit(
     input_finite &= optimizer.ready(state.optimizer)
     ok = jnp.all(norm.finite) & input_finite
     why = jnp.where(ok, 0, jnp.where(input_finite, OVERFLOW, BAD_INPUT))
-    window = optimizer.window(state.optimizer)
+    window, leaves, given = optimizer.window(state.optimizer), jax.tree.leaves(params), _given(params, grads)
 
     def update(params: PyTree, grads: PyTree, inner: Any) -> tuple[PyTree, Any, Array]:
         unscaled = jax.tree.map(lambda grad: times(grad, [*unscale, *clip]), grads)
         new, fits = optimizer.update(params, unscaled, inner), jnp.bool(True)
-        if narrow := [i for i, leaf in enumerate(jax.tree.leaves(params)) if leaf.dtype == jnp.float16]:
+        if narrow := [i for i in given if leaves[i].dtype == jnp.float16]:
             # Only float16 is left by a step that float32 holds. To look at the new parameters costs a second pass.
-            leaves = jax.tree.leaves(new[0])
-            fits = jnp.all(norm_of([leaves[i] for i in narrow]).finite)
+            fits = jnp.all(norm_of([jax.tree.leaves(new[0])[i] for i in narrow]).finite)
             new = select(fits, new, (params, optimizer.skip(inner, jnp.int32(BAD_INPUT))))
         return *new, fits
 
@@ -79,12 +78,17 @@ def commit(
     success = verdict == 0
     adjusted = select(window.closes, scaling.adjust(scale, success, verdict != BAD_INPUT), scale)
     counted = scaling.count(adjusted, success, input_finite & fits)
-    bad_leaf = jnp.where(ok, scale.last_bad_leaf, _first_bad_leaf(params, grads, norm.finite))
+    bad_leaf = jnp.where(ok & fits, scale.last_bad_leaf, _first_bad_leaf(params, grads, norm.finite))
     return new_params, TrainerState(new_state, counted._replace(last_bad_leaf=bad_leaf)), success
+
+
+def _given(params: PyTree, grads: PyTree) -> list[int]:
+    """The positions of the leaves of `params` that have a gradient."""
+    return [i for i, grad in enumerate(jax.tree.structure(params).flatten_up_to(grads)) if grad is not None]
 
 
 def _first_bad_leaf(params: PyTree, grads: PyTree, leaf_finite: Array) -> Array:
     """The position among the leaves of `params` of the first non-finite gradient; −1 if all are finite."""
-    given = [i for i, grad in enumerate(jax.tree.structure(params).flatten_up_to(grads)) if grad is not None]
+    given = _given(params, grads)
     first = jnp.asarray(given, jnp.int32)[jnp.argmin(leaf_finite)] if given else -1
     return jnp.where(jnp.all(leaf_finite), -1, first)

@@ -18,7 +18,7 @@ class Policy:
 
     Args:
         compute_dtype: what the model computes in; a dtype or one of the names "float16", "bfloat16", "float32", "float64".
-        param_dtype: what parameters are kept and updated in.
+        param_dtype: what `cast_to_param` casts to, for parameters yet to be made; the trainer leaves them as they come.
         output_dtype: what outputs and losses come out in.
 
     Raises:

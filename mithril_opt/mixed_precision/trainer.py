@@ -260,22 +260,25 @@ class MixedPrecisionTrainer:
         if scale.scale > lowest or int(scale.consecutive_skips) < 2:
             return
         index = int(scale.last_bad_leaf)
-        culprit = "the gradients are finite but the loss is not"
+        culprit = "the gradients are finite; what is not is the loss, a number of the optimizer or a new float16 parameter"
         if index >= 0:
             culprit = f"the first non-finite gradient is that of {leaves_with_paths(trained(params))[index][0]!r}"
         raise LossScaleStuckError(
             f"the last {int(scale.consecutive_skips)} updates were skipped at a loss scale of {float(scale.scale):g}, which "
             f"cannot go lower; {culprit}; of {int(scale.attempts)} steps {int(scale.skipped)} were skipped, "
-            f"{int(scale.bad_input)} of them because the loss was not finite"
+            f"{int(scale.bad_input)} of them through no fault of the scale"
         )
 
     def _step(
         self, params: PyTree, grads: PyTree, state: TrainerState, input_finite: Array
     ) -> tuple[PyTree, TrainerState, Array]:
+        if isinstance(grads, self.optimizer.state_type | TrainerState):
+            raise ValueError(
+                "the trainer's update takes (params, grads, state), but its second argument is a state: this looks like "
+                "optax's order (grads, state, params)"
+            )
         _check(state, TrainerState, "state", "init")
-        if isinstance(grads, self.optimizer.state_type | TrainerState) or not isinstance(
-            state.optimizer, self.optimizer.state_type
-        ):
+        if not isinstance(state.optimizer, self.optimizer.state_type):
             raise misuse(self.optimizer, grads, state.optimizer)
         _ = self.optimizer.window_length  # a ValueError if the groups have no window in common
         grads = self.optimizer.drop_frozen(trained(params), agree(params, grads))

@@ -27,6 +27,8 @@ class AdaGrad(LeafOptimizer):
         s ← s + g²
         p ← p − η g / (√s + ε)
 
+    For a complex parameter g² is |g|². A gradient above 1.8e19 leaves s infinite, and its element where it is from then on.
+
     Args:
         learning_rate: η ≥ 0.
         epsilon: ε ≥ 0, outside the square root.

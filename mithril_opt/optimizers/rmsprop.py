@@ -31,6 +31,8 @@ class RMSProp(LeafOptimizer):
         b ← μ b + g / (√v + ε)           without momentum b is g / (√v + ε)
         p ← p − η b
 
+    For a complex parameter g² is |g|². A gradient above 1.8e19 leaves v infinite, and its element where it is from then on.
+
     Args:
         learning_rate: η ≥ 0.
         decay: α in [0, 1), the decay rate of the moments.

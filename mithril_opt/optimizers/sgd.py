@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from mithril_opt.core.fields import ScalarOrSchedule, number, static
+from mithril_opt.core.fields import DecayRateOrSchedule, ScalarOrSchedule, number, static
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.numerics import zeros
 from mithril_opt.core.pytree import pytree
@@ -28,7 +28,8 @@ class SGD(LeafOptimizer):
         b ← μ b + (1 − τ) g              (b ← g for the first gradient of a leaf)
         p ← p − η b                      Nesterov: p ← p − η (g + μ b)
 
-    The rate multiplies after the buffer, so a change of the rate acts at once.
+    The rate multiplies after the buffer, so a change of the rate acts at once. Where gradients add up to more than 3.4e38 in b,
+    the parameter becomes infinite.
 
     Args:
         learning_rate: η ≥ 0.
@@ -55,7 +56,7 @@ class SGD(LeafOptimizer):
     learning_rate: ScalarOrSchedule = number(default=0.01, minimum=0)
     momentum: ScalarOrSchedule = number(default=0.0, minimum=0, off=True)
     nesterov: bool = static(default=False)
-    dampening: ScalarOrSchedule = number(default=0.0, off=True)
+    dampening: DecayRateOrSchedule = number(default=0.0, off=True, exact=True)
     weight_decay: ScalarOrSchedule = number(default=0.0, minimum=0, off=True, masked=True)
     decay_mask: DecayMask | None = static(default=None)
 
@@ -82,7 +83,7 @@ class SGD(LeafOptimizer):
             grad = grad + self.weight_decay * param
         if slots.trace is None:
             return self.learning_rate * grad, slots
-        fresh = grad if slots.started is None else jnp.where(slots.started, 1 - self.dampening, 1) * grad
+        fresh = grad if slots.started is None else jnp.where(slots.started, self.dampening.complement, 1) * grad
         b = self.momentum * slots.trace + fresh
         direction = grad + self.momentum * b if self.nesterov else b
         started = None if slots.started is None else jnp.ones((), bool)

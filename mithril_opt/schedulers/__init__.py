@@ -22,6 +22,7 @@ from mithril_opt.schedulers.decay import PolynomialLR as PolynomialLR
 from mithril_opt.schedulers.decay import StepLR as StepLR
 from mithril_opt.schedulers.function import LambdaLR as LambdaLR
 from mithril_opt.schedulers.function import MultiplicativeLR as MultiplicativeLR
+from mithril_opt.schedulers.half_life import HalfLifeWarmup as HalfLifeWarmup
 from mithril_opt.schedulers.named import SchedulerType as SchedulerType
 from mithril_opt.schedulers.named import get_scheduler as get_scheduler
 from mithril_opt.schedulers.plateau import PlateauState as PlateauState

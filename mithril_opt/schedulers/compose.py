@@ -49,6 +49,10 @@ class SequentialLR(Schedule):
         if len(set(known)) != len(known):
             raise ValueError(f"SequentialLR: milestones must be strictly increasing, got {list(milestones)}")
 
+    @property
+    def base_rate(self) -> Any:
+        return next(iter(_base_rates(self.schedulers)), 1.0)
+
     def init(self) -> PyTree:
         return _memories(self.schedulers)
 
@@ -98,13 +102,16 @@ class ChainedScheduler(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         _set_schedulers(self)
-        rates = [getattr(schedule, "base_lr", 1.0) for schedule in self.schedulers]
-        rates = [rate for rate in rates if isinstance(rate, float) and rate != 1]
+        rates = _base_rates(self.schedulers)
         if len(rates) > 1:
             raise ValueError(
                 f"ChainedScheduler multiplies its schedules, so the base rate must appear in one of them and the others need "
                 f"base_lr=1.0; got the base rates {rates}"
             )
+
+    @property
+    def base_rate(self) -> Any:
+        return next(iter(_base_rates(self.schedulers)), 1.0)
 
     def init(self) -> PyTree:
         return _memories(self.schedulers)
@@ -145,6 +152,10 @@ class PerEpoch(Schedule):
         super().__post_init__()
         set_field(self, "schedule", require_schedule(self, self.schedule))
 
+    @property
+    def base_rate(self) -> Any:
+        return self.schedule.base_rate
+
     def init(self) -> PyTree:
         return self.schedule.init()
 
@@ -163,6 +174,11 @@ def _set_schedulers(owner: Any) -> None:
     if not schedulers:
         raise ValueError(f"{type(owner).__name__}: schedulers must hold one schedule at least")
     set_field(owner, "schedulers", tuple(require_schedule(owner, schedule) for schedule in schedulers))
+
+
+def _base_rates(schedulers: Any) -> list[float]:
+    """The base rates other than 1 among `schedulers`, as far as they are known."""
+    return [s.base_rate for s in schedulers if isinstance(s.base_rate, float) and s.base_rate != 1]
 
 
 def _memories(schedulers: tuple[Schedule, ...]) -> PyTree:

@@ -142,6 +142,10 @@ class OneCycleLR(Schedule):
         super().__post_init__()
         check_choice(self, "anneal_strategy", ("cos", "linear"))
 
+    @property
+    def base_rate(self) -> Any:
+        return self.max_lr
+
     def value(self, step: Array) -> Array:
         initial = self.max_lr / self.div_factor
         return self.along(step, initial, self.max_lr, initial / self.final_div_factor)

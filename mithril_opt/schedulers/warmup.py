@@ -48,6 +48,10 @@ class LinearWarmupScheduler(Schedule):
         if self.after_scheduler is not None:
             set_field(self, "after_scheduler", require_schedule(self, self.after_scheduler))
 
+    @property
+    def base_rate(self) -> Any:
+        return self.end_lr
+
     def init(self) -> PyTree:
         return None if self.after_scheduler is None else self.after_scheduler.init()
 
@@ -99,6 +103,10 @@ class WarmupCosLR(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_lengths("WarmupCosLR", epochs=self.epochs, warmup_epochs=self.warmup_epochs)
+
+    @property
+    def base_rate(self) -> Any:
+        return self.lr
 
     def value(self, step: Array) -> Array:
         rising = self.lr * ratio(jnp.minimum(step, self.warmup_epochs - 1) + 1, self.warmup_epochs)

@@ -37,8 +37,8 @@ class Plan(NamedTuple):
 def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     """Print and return what `optimizer` will do to each parameter, with totals, and warn of what is surely wrong.
 
-    It warns of a warm-up longer than the run, a decayed bias or norm scale, decay on an embedding, and a rate that cannot move
-    weights kept in bfloat16 or float16.
+    It warns of a warm-up longer than the run, a decayed bias or norm scale, decay on an embedding, a rate that cannot move
+    weights kept in bfloat16 or float16, and what a rule itself finds wrong with its rate (a `Lion` with Adam's rate).
 
     Args:
         optimizer: any optimizer, or a `MixedPrecisionTrainer`.
@@ -116,9 +116,13 @@ def _decay(path: str, leaf: Any, plan: Plan) -> float | None:
 
 
 def _warnings_of_plan(plan: Plan) -> Iterator[str]:
-    if plan.rates is not None and plan.rates[-1] > plan.rates[:-1].max():
+    if plan.rates is None:
+        return
+    if plan.rates[-1] > plan.rates[:-1].max():
         whose = f"the rate of group {plan.group!r}" if plan.group else "the rate"
         yield f"{whose} still rises when the run ends: its warm-up is longer than the run"
+    where = f"group {plan.group!r}: " if plan.group else ""
+    yield from (where + text for text in plan.owner.lints(float(plan.rates[:-1].max())))
 
 
 def _warnings_of_leaf(path: str, leaf: Any, plan: Plan) -> Iterator[tuple[str, str]]:

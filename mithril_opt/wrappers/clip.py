@@ -1,5 +1,6 @@
 """Clipping as part of an optimizer."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -40,6 +41,7 @@ class Clip(Wrapper):
     """
 
     optimizer: Optimizer
+    _: dataclasses.KW_ONLY
     clip_norm: Scalar | None = number(default=None, minimum=0, optional=True)
     clip_value: Scalar | None = number(default=None, minimum=0, optional=True)
 

@@ -9,14 +9,14 @@ from typing import Any, Self, TypeAlias
 
 import jax.numpy as jnp
 
-from mithril_opt.core.fields import static
+from mithril_opt.core.fields import shown, static
 from mithril_opt.core.numerics import saturating_increment
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.pytree import pytree, set_field, with_fields
 from mithril_opt.core.slots import state_bytes
 from mithril_opt.core.state import OptState, Window, check_state
 from mithril_opt.core.table import Table
-from mithril_opt.core.tree import describe_leaf, leaves_with_paths, listed, only, overlay, trains
+from mithril_opt.core.tree import as_array, describe_leaf, leaves_with_paths, listed, only, overlay, trains
 from mithril_opt.core.typing import Array, PyTree
 
 Pattern: TypeAlias = str | re.Pattern[str] | Callable[[str, Any], bool] | EllipsisType
@@ -64,14 +64,14 @@ class MultiOptimizer(Optimizer):
     def __post_init__(self) -> None:
         groups, optimizers = dict(self.groups), self.optimizers
         if set(groups) != set(optimizers) or not groups:
-            raise ValueError(f"optimizers and groups must have the same names, got {sorted(optimizers)} and {sorted(groups)}")
+            raise ValueError(f"optimizers and groups must have the same names, got {listed(optimizers)} and {listed(groups)}")
         for name, optimizer in optimizers.items():
             check_optimizer(f"MultiOptimizer: optimizers[{name!r}]", optimizer)
         for name, pattern in groups.items():
             if not (isinstance(pattern, str | re.Pattern) or pattern is ... or callable(pattern)):
                 raise TypeError(
                     f"groups[{name!r}] must be a glob, a compiled regular expression, a predicate (path, leaf) -> bool or ..., "
-                    f"got {pattern!r}"
+                    f"got {shown(pattern)}"
                 )
         if [*groups.values()].count(...) > 1:
             raise ValueError(f"at most one group may be '...', the rest; got {[n for n, p in groups.items() if p is ...]}")
@@ -91,7 +91,7 @@ class MultiOptimizer(Optimizer):
             try:
                 update, states[name] = optimizer.compute_updates(own, given, part, **extra)
             except ValueError as error:
-                raise ValueError(f"group {name!r}: {error}") from None
+                raise ValueError(f"group {name!r}: {error}") from error
             updates.append(update)
         applied = window.closes & (window.verdict == 0)
         return overlay(params, *updates), _join(
@@ -200,11 +200,11 @@ class MultiOptimizer(Optimizer):
             ValueError: a leaf belongs to no group or to two, or nothing belongs to a group.
         """
         leaves = leaves_with_paths(params)
-        owners = [self._owner(path, leaf) if trains(leaf) else None for path, leaf in leaves]
+        owners = [self._owner(path, as_array(leaf)) if trains(leaf) else None for path, leaf in leaves]
         idle = set(self.optimizers) - set(owners)
         if idle and any(owners):
             paths = listed(path for path, _ in leaves)
-            raise ValueError(f"nothing belongs to the groups {sorted(idle)} of {self.groups}; the paths are {paths}")
+            raise ValueError(f"nothing belongs to the groups {sorted(idle)} of {shown(self.groups)}; the paths are {paths}")
         return owners
 
     def _owner(self, path: str, leaf: Any) -> str:
@@ -212,7 +212,7 @@ class MultiOptimizer(Optimizer):
         names = names or [name for name, pattern in self.groups if pattern is ...]
         if len(names) != 1:
             found = f"to the groups {names}" if names else "to no group"
-            raise ValueError(f"{path!r} ({describe_leaf(leaf)}) belongs {found}; each leaf needs one of {self.groups}")
+            raise ValueError(f"{path!r} ({describe_leaf(leaf)}) belongs {found}; each leaf needs one of {shown(self.groups)}")
         return names[0]
 
 

@@ -1,0 +1,155 @@
+"""What a step of the mixed-precision trainer must do, and how the loss scale must move, in float64.
+
+Dictionaries and arrays are those of `oracle`.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from . import oracle
+from .bounded import ROUNDING, Bounded, exact, kept, where
+from .oracle import at, by_norm, nodes, skip, trains, update, window
+from .papers import PAPERS, Settings
+
+BAD_INPUT, OVERFLOW = 1, 2
+
+
+def rates_are_finite(optimizer, params, state, place):
+    finite = np.array(True)
+    for node, _, within in nodes(optimizer, params, place):
+        if type(node) in PAPERS:
+            finite = finite & np.isfinite(Settings(node, state[within.clock].value).learning_rate.value)
+    return finite
+
+
+class Trained(NamedTuple):
+    """What a step of the trainer must give.
+
+    Attributes:
+        params: by path.
+        state: by path.
+        success: boolean.
+        decided: boolean, whether float32 leaves no doubt about the verdict.
+    """
+
+    params: dict
+    state: dict
+    success: np.ndarray
+    decided: np.ndarray
+
+
+def train(trainer, params, narrow, grads, state, input_finite):
+    """A step of a trainer: unscale → check → clip → update → commit, whole or not at all; then the scale moves.
+
+    Args:
+        trainer: with its numbers.
+        params: by path.
+        narrow: the paths of the float16 parameters.
+        grads: scaled, by path.
+        state: by path.
+        input_finite: boolean, whether the loss was finite.
+    """
+    optimizer, place, scaled = trainer.optimizer, at("optimizer/"), trainer.policy.compute_dtype == np.float16
+    own = {path: g for path, g in grads.items() if path in trains(optimizer, params)}
+    if scaled:
+        own = {path: g / state["loss_scale/scale"] for path, g in own.items()}
+    bad = {path: everywhere(~np.isfinite(g.value), np.any) for path, g in own.items()}
+    decided = conjunction(everywhere(np.isfinite(g.error), np.all) for g in own.values())
+    input_finite = input_finite & rates_are_finite(optimizer, params, state, place)
+    overflows = ~conjunction(~leaf for leaf in bad.values())
+    ok = ~overflows & input_finite
+    why = np.where(ok, 0, np.where(input_finite, OVERFLOW, BAD_INPUT))
+    clipped = own if trainer.clip_norm is None else by_norm(own, trainer.clip_norm)
+    new_params, new_state = update(optimizer, params, clipped, state, place)
+    fits, sure = fit(new_params, narrow)
+    why = np.where(ok & ~fits, BAD_INPUT, why)
+    skipped = skip(optimizer, params, state, place, why)
+    commits = ok & fits
+    new_params = {path: where(commits, new, kept(params[path])) for path, new in new_params.items()}
+    new_state = {key: where(commits, new, skipped[key]) for key, new in new_state.items()}
+    closes, before = window(optimizer, state, place) or (np.array(True), np.array(0.0))
+    verdict = np.maximum(before, why)
+    new_scale = moved(trainer, scaled, state, closes, verdict) | counted(state, verdict, why)
+    first = first_bad(bad, list(params))
+    new_scale["last_bad_leaf"] = exact(np.where(commits, state["loss_scale/last_bad_leaf"].value, first))
+    new_state |= {f"loss_scale/{name}": x for name, x in new_scale.items()}
+    return Trained(new_params, new_state, verdict == 0, decided & (sure | ~ok))
+
+
+def initial(trainer, params, state):
+    """The state before the first step, apart from the clocks of the optimizer."""
+    scaled = trainer.policy.compute_dtype == np.float16
+    start = {
+        "scale": trainer.loss_scale if scaled else 1.0,
+        "hysteresis": trainer.hysteresis if scaled else 1,
+        "last_bad_leaf": -1,
+    }
+    zeros = dict.fromkeys(("good_steps", "consecutive_skips", "skipped", "bad_input", "attempts"), 0)
+    scale = {f"loss_scale/{name}": exact(np.float32(x)) for name, x in (start | zeros).items()}
+    return scale | oracle.initial(trainer.optimizer, params, state, oracle.at("optimizer/"))
+
+
+def everywhere(x, reduce):
+    return reduce(x, axis=(2, 3), keepdims=True)
+
+
+def conjunction(conditions):
+    return functools.reduce(np.logical_and, conditions, np.array(True))
+
+
+def first_bad(bad, paths):
+    """The position among `paths` of the first gradient that is not finite, −1 if all are."""
+    first = np.array(-1)
+    for path, leaf in reversed(bad.items()):
+        first = np.where(leaf, paths.index(path), first)
+    return first
+
+
+def fit(params, narrow):
+    """Whether every new float16 parameter is finite, and whether that is sure."""
+    fits, sure = np.array(True), np.array(True)
+    for path in narrow:
+        p = params[path]
+        ends = [(p.value + sign * np.maximum(p.error, 0)).astype(np.float16) for sign in (-1, 1)]
+        low, high = (everywhere(np.isfinite(end), np.all) for end in ends)
+        fits = fits & low & high
+        sure = sure & (low == high) & everywhere(np.isfinite(p.error), np.all)
+    return fits, sure
+
+
+def moved(trainer, scaled, state, closes, verdict):
+    """Scale, growth counter and hysteresis after a step; inside a window they stand still."""
+    names = ("scale", "good_steps", "hysteresis", "consecutive_skips")
+    scale, good, budget, skips = (state[f"loss_scale/{name}"] for name in names)
+    applied, overflow = verdict == 0, verdict == OVERFLOW
+    budget_now = np.where(overflow, np.maximum(budget.value - 1, 0), budget.value)
+    good_now = np.where(applied, good.value + 1, good.value)
+    interval, hysteresis = (trainer.growth_interval, trainer.hysteresis) if scaled else (2000, 1)
+    grows, backs = applied & (good_now >= interval), overflow & (budget_now == 0)
+    new = [
+        kept(scale),
+        exact(np.where(grows | overflow, 0, good_now)),
+        exact(np.where(grows, hysteresis, budget_now)),
+        exact(np.where(applied, 0, skips.value + 1)),
+    ]
+    if scaled and trainer.dynamic_loss_scaling:
+        up = least(scale * trainer.growth_factor, trainer.max_loss_scale)
+        down = most(scale * trainer.backoff_factor, trainer.min_loss_scale)
+        new[0] = where(grows, up, where(backs, down, kept(scale)))
+    return {name: where(closes, x, kept(state[f"loss_scale/{name}"])) for name, x in zip(names, new, strict=True)}
+
+
+def least(x, bound):
+    return Bounded(np.minimum(x.value, bound), x.error + ROUNDING * bound)
+
+
+def most(x, bound):
+    return Bounded(np.maximum(x.value, bound), x.error + ROUNDING * bound)
+
+
+def counted(state, verdict, why):
+    """The counters of all steps: skipped for whatever reason, skipped through no fault of the scale, taken."""
+    more = {"skipped": verdict != 0, "bad_input": why == BAD_INPUT, "attempts": True}
+    return {name: exact(state[f"loss_scale/{name}"].value + more[name]) for name in more}
