@@ -52,6 +52,8 @@ def test_the_axes_to_factor_can_be_named():
     by_name = Adafactor(matrix_axes=lambda path, leaf: () if path == "w" else None)
     assert jax.eval_shape(by_name.init, heads).slots.nu["w"].shape == (256, 128)
     assert jax.eval_shape(Adafactor(matrix_axes=()).init, heads).slots.row is None
+    short = Adafactor(matrix_axes=lambda path, leaf: (0, 1))  # and a named axis may be too short
+    assert jax.eval_shape(short.init, heads).slots.nu["query"].shape == (256, 4, 128)
 
 
 def test_axes_by_name_of_no_leaf():

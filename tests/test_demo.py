@@ -298,7 +298,7 @@ def test_bad_optimizer(tmp_path, capsys):
 def test_optimizer_reaches_the_training(monkeypatch, tmp_path):
     names = []
     monkeypatch.setattr(command, "train", lambda *arguments: names.append(arguments[-1]) or fake_blocks(2.0, 5))
-    for given in ([], ["--optimizer=Lion"]):
+    for given in ([], ["--optimizer=lion"]):
         command.main(["--steps=5", f"--out={tmp_path}", *given])
     assert names == ["Adam+AdamW", "Lion"]
 

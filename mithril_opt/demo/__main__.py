@@ -36,7 +36,8 @@ def make_parser() -> Parser:
     parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="what the model computes in")
     optimizers = [TWO_GROUPS, *named_optimizers()]
     help_text = "two groups, or one rule for all parameters, whose peak rate is its default rate"
-    parser.add_argument("--optimizer", choices=optimizers, default=TWO_GROUPS, help=help_text)
+    as_spelled = lambda name: next((own for own in optimizers if own.lower() == name.lower()), name)  # noqa: E731
+    parser.add_argument("--optimizer", type=as_spelled, choices=optimizers, default=TWO_GROUPS, help=help_text)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help=f"folder for {METRICS} and {CURVES}")
     return parser
 
