@@ -307,9 +307,10 @@ class SharedRule(LeafOptimizer):
     def init_shared(self, params):
         return Total(jnp.zeros((), jnp.float32))
 
-    def share(self, params, grads, slots, shared, t):
-        assert len(params) == len(grads) == len(slots)
-        return Total(sum((jnp.sum(jnp.abs(grad)) for grad in grads), start=shared.total))
+    def share(self, rules, params, grads, slots, shared, t):
+        assert len(rules) == len(params) == len(grads) == len(slots)
+        new = Total(sum((jnp.sum(jnp.abs(grad)) for grad in grads), start=shared.total))
+        return new, [new] * len(grads)
 
     def update_leaf(self, param, grad, slots, t, shared):
         return self.learning_rate * grad / shared.total, slots
@@ -327,6 +328,49 @@ def test_a_sum_over_the_tree(dtype):
         np.testing.assert_array_equal(np.asarray(new["a"], np.float32), -2.0 / total)
     assert float(optimizer.update(params, dict.fromkeys(params), state)[1].shared.total) == 16
     assert {"shared/total", "step"} <= set(to_state_dict(state))
+
+
+@pytree
+class Ranked(LeafOptimizer):
+    """p ← p − η n, with n the place of the leaf among those that have a gradient, by their size, counted from `first`."""
+
+    learning_rate: float = number(default=1.0, minimum=0)
+    first: int = static(default=0)
+
+    def for_leaf(self, path, param):
+        return with_fields(self, first=100) if path == "c" else self
+
+    def init_leaf(self, param):
+        return KeySlots(jnp.zeros((), jnp.int32))
+
+    def share(self, rules, params, grads, slots, shared, t):
+        assert shared is None
+        assert t.dtype == jnp.float32
+        assert all(leaf.dtype == jnp.float32 for leaf in (*params, *grads))
+        sizes = jnp.asarray([jnp.max(jnp.abs(grad)) for grad in grads])
+        return shared, [rule.first + jnp.sum(sizes < size) + t for rule, size in zip(rules, sizes, strict=True)]
+
+    def update_leaf(self, param, grad, slots, t, rank):
+        return jnp.full_like(param, self.learning_rate * rank), KeySlots(slots.key + 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_rule_may_give_something_to_each_leaf(dtype):
+    optimizer = Ranked()
+    params = {"a": jnp.zeros(2, dtype), "b": jnp.zeros((), dtype), "c": jnp.zeros(2, dtype), "d": jnp.zeros(2, dtype)}
+    grads = {"a": jnp.full(2, 3.0), "b": None, "c": jnp.full(2, 2.0), "d": jnp.ones(2)}
+    new, state = jax.jit(optimizer.update)(params, grads, optimizer.init(params))
+    assert [float(leaf.ravel()[0]) for leaf in jax.tree.leaves(new)] == [-3.0, 0.0, -102.0, -1.0]
+    assert [int(count) for count in jax.tree.leaves(state.slots.key)] == [1, 0, 1, 1]
+    nothing, _ = optimizer.update(params, dict.fromkeys(params), state)
+    assert bits(nothing) == bits(params)
+
+
+def test_slots_of_another_leaf_are_told_before_they_are_shared():
+    state = Ranked().init({"a": jnp.zeros(2)})
+    state = state._replace(slots=KeySlots({"a": jnp.zeros(3, jnp.int32)}))
+    with pytest.raises(ValueError, match="at 'a': the state does not belong to this optimizer"):
+        Ranked().update({"a": jnp.zeros(2)}, {"a": jnp.zeros(2)}, state)
 
 
 # Numbers that a jit boundary keeps.

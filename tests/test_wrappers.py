@@ -15,6 +15,7 @@ from mithril_opt import (
     AdamW,
     Clip,
     Frozen,
+    MultiOptimizer,
     Optimizer,
     Wrapper,
     explain,
@@ -209,3 +210,18 @@ def test_a_trainers_state_given_to_the_optimizer(wrap):
             call(state)
     with pytest.raises(ValueError, match="got TrainerState"):
         optimizer.eval_params(PARAMS, state)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda rule: rule, lambda rule: Accumulate(rule, 1), lambda rule: Clip(Accumulate(rule, 1), clip_norm=9.0)]
+)
+def test_groups_keep_one_clock(wrap):
+    """Training that starts elsewhere is `_replace(step=…)`, whatever is wrapped around the rule of a group."""
+    rule = SGD(learning_rate=lambda step: jnp.where(step < 100, 1.0, 0.0))
+    multi = MultiOptimizer({"a": wrap(rule), "b": rule}, {"a": "a", "b": "b"})
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    state = multi.init(params)._replace(step=jnp.int32(99))
+    params, state = multi.update(params, params, state)
+    assert {name: float(leaf[0]) for name, leaf in params.items()} == {"a": 0.0, "b": 0.0}
+    assert {name: float(rate) for name, rate in multi.get_learning_rate(state).items()} == {"a": 0.0, "b": 0.0}
+    assert int(state.step) == 100

@@ -55,7 +55,13 @@ from mithril_opt import (
     StepLR,
     WarmupCosLR,
     WarmupStableDecayLR,
+    abs_sq,
+    decay_rate,
+    ema,
+    number,
     pytree,
+    safe_divide,
+    safe_sqrt,
 )
 
 
@@ -89,6 +95,33 @@ class Bare(LeafOptimizer):
 
     def update_leaf(self, param, grad, slots, t):
         return self.learning_rate * (grad + 0.1 * (param - slots)), slots
+
+
+class AverageNorm(NamedTuple):
+    norm: jax.Array
+
+
+@pytree
+class Normalized(LeafOptimizer):
+    """A rule with a sum over the tree: the step is divided by the average norm of the gradients so far."""
+
+    learning_rate: float = number(default=0.1, minimum=0)
+    beta: float = decay_rate(default=0.75)
+
+    def init_leaf(self, param):
+        return None
+
+    def init_shared(self, params):
+        wide = any(jnp.result_type(leaf) in (jnp.float64, jnp.complex128) for leaf in jax.tree.leaves(params))
+        return AverageNorm(norm=jnp.zeros((), jnp.float64 if wide else jnp.float32))
+
+    def share(self, rules, params, grads, slots, shared, t):
+        squares = sum((jnp.sum(abs_sq(grad)) for grad in grads), start=jnp.zeros_like(shared.norm))
+        norm = ema(self.beta, shared.norm, safe_sqrt(squares))
+        return AverageNorm(norm), [norm] * len(grads)
+
+    def update_leaf(self, param, grad, slots, t, norm):
+        return self.learning_rate * safe_divide(grad, norm / self.beta.one_minus_power(t)), slots
 
 
 def halving(step):
@@ -205,6 +238,7 @@ OPTIMIZERS = {
     ),
     "function": lambda: SGD(learning_rate=halving),
     "custom": lambda: Momentum(learning_rate=0.02),
+    "custom-shared": lambda: Normalized(learning_rate=0.05),
     "custom-bare": lambda: Bare(learning_rate=0.1),
     "clip": lambda: Clip(AdamW(learning_rate=WARMUP), clip_norm=1.0),
     "clip-value": lambda: Clip(SGD(learning_rate=0.1, momentum=0.9), clip_value=0.5),

@@ -5,7 +5,9 @@ train, the decay mask, and where slots are kept.
 """
 
 import abc
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -104,17 +106,21 @@ class LeafOptimizer(Optimizer):
         """What the rule keeps for the whole tree; None for a rule without sums over it."""
         return None
 
-    def share(self, params: list[Array], grads: list[Array], slots: list[PyTree], shared: PyTree, t: Array) -> PyTree:
-        """The new `shared`, before the leaves are updated; `update_leaf` is then given it as a fifth argument.
+    def share(
+        self, rules: list[Any], params: list[Array], grads: list[Array], slots: list[PyTree], shared: PyTree, t: Array
+    ) -> tuple[PyTree, list[PyTree]]:
+        """What is computed for all leaves at once, before they are updated: the new `shared`, which the state keeps, and for
+        each leaf what `update_leaf` is given as a fifth argument.
 
         Args:
-            params: the parameters that have a gradient, in their compute dtypes.
+            rules: this rule as each leaf that has a gradient sees it.
+            params: these leaves, in their compute dtypes.
             grads: their gradients.
             slots: their slots.
-            shared: what `init_shared` or the last call returned; never None.
+            shared: what `init_shared` or the last call returned.
             t: number of this update, as for `update_leaf`.
         """
-        return shared
+        return shared, [None] * len(rules)
 
     def init(self, params: PyTree) -> OptState:
         params = trained(params)
@@ -124,7 +130,7 @@ class LeafOptimizer(Optimizer):
             step=jnp.zeros((), jnp.int32),
             slots=storage.gather(structure, slots) if slots else storage.empty(rule, structure),
             schedules=fresh_memories(self),
-            shared=rule.init_shared(params),
+            shared=storage.own("init_shared", rule.init_shared(params), params),
         )
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: OptState) -> tuple[PyTree, OptState]:
@@ -135,8 +141,9 @@ class LeafOptimizer(Optimizer):
         rules = [rule.for_leaf(path, param) for path, param in named]
         columns = named, rules, structure.flatten_up_to(grads), storage.scatter(rules, params, state.slots)
         leaves = [Leaf(path, own, param, *row) for (path, param), own, *row in zip(*columns, strict=True)]
-        shared, powers = _shared(rule, leaves, state.shared, step), _powers(rule, step)
-        results = [_updated(leaf, step, _same(leaf.rule, rule, powers), shared) for leaf in leaves]
+        shared, given = _shared(rule, [leaf for leaf in leaves if leaf.grad is not None], state.shared, step)
+        powers, values = _powers(rule, step), iter(given)
+        results = [_updated(leaf, step, _same(leaf.rule, rule, powers), values) for leaf in leaves]
         slots = storage.gather(structure, [slots for _, slots in results]) if leaves else state.slots
         return structure.unflatten([update for update, _ in results]), OptState(step, slots, state.schedules, shared)
 
@@ -151,10 +158,18 @@ class Leaf(NamedTuple):
     slots: PyTree
 
 
-def _updated(leaf: Leaf, step: Array, powers: dict[str, Array], shared: PyTree) -> tuple[Array | None, PyTree]:
+def _updated(leaf: Leaf, step: Array, powers: dict[str, Array], values: Iterator[PyTree]) -> tuple[Array | None, PyTree]:
     """The update of a leaf, and its new slots; an error names the leaf."""
+    if leaf.grad is None:
+        return None, leaf.slots
+    with _errors_at(leaf):
+        return _update_leaf(*leaf[1:], step, powers, next(values))
+
+
+@contextlib.contextmanager
+def _errors_at(leaf: Leaf) -> Iterator[None]:
     try:
-        return (None, leaf.slots) if leaf.grad is None else _update_leaf(*leaf[1:], step, powers, shared)
+        yield
     except ValueError as error:
         raise ValueError(f"at {leaf.path!r}: {error}") from error
 
@@ -181,14 +196,14 @@ def _same(own: LeafOptimizer, rule: LeafOptimizer, powers: dict[str, Array]) -> 
 
 @jax.jit  # so that leaves of equal shape are traced once
 def _update_leaf(
-    rule: Any, param: Array, grad: Any, slots: PyTree, step: Array, powers: dict[str, Array], shared: PyTree
+    rule: Any, param: Array, grad: Any, slots: PyTree, step: Array, powers: dict[str, Array], given: PyTree
 ) -> tuple[Array, PyTree]:
     """The update −s, and the new slots."""
     storage.check(rule, param, slots)
     dtype, where = compute_dtype(jnp.result_type(param)), f"{type(rule).__name__}.update_leaf"
     t = step.astype(real_dtype(dtype))
     known = {name: dataclasses.replace(getattr(rule, name), known=(t, power)) for name, power in powers.items()}
-    arguments = [widen(param), _direction(param, grad), storage.read(slots), t, *([] if shared is None else [shared])]
+    arguments = [widen(param), _direction(param, grad), storage.read(slots), t, *([] if given is None else [given])]
     # Under strict promotion a float32 number times a complex64 or float64 leaf would be an error; wider leaves need neither.
     with jax.numpy_dtype_promotion("standard"):
         s, new_slots = with_fields(rule, **known).update_leaf(*arguments)
@@ -197,18 +212,18 @@ def _update_leaf(
     return placed_like(-jnp.asarray(s, dtype), param), storage.write(where, new_slots, slots)
 
 
-def _shared(rule: LeafOptimizer, leaves: list[Leaf], shared: PyTree, step: Array) -> PyTree:
-    """What the rule keeps for the whole tree, after this update."""
-    if shared is None:
-        return None
-    given = [leaf for leaf in leaves if leaf.grad is not None]
-    new = rule.share(
-        [widen(leaf.param) for leaf in given],
-        [_direction(leaf.param, leaf.grad) for leaf in given],
-        [storage.read(leaf.slots) for leaf in given],
-        *(shared, step.astype(jnp.float32)),
-    )
-    return storage.write(f"{type(rule).__name__}.share", new, shared)
+def _shared(rule: LeafOptimizer, leaves: list[Leaf], shared: PyTree, step: Array) -> tuple[PyTree, list[PyTree]]:
+    """What the rule keeps for the whole tree after this update, and what it gives to each of `leaves`, which have gradients."""
+    if type(rule).share is LeafOptimizer.share:
+        return shared, [None] * len(leaves)
+    for leaf in leaves:
+        with _errors_at(leaf):
+            storage.check(leaf.rule, leaf.param, leaf.slots)
+    params, grads = [widen(leaf.param) for leaf in leaves], [_direction(leaf.param, leaf.grad) for leaf in leaves]
+    rules, slots = [leaf.rule for leaf in leaves], [storage.read(leaf.slots) for leaf in leaves]
+    with jax.numpy_dtype_promotion("standard"):
+        new, given = rule.share(rules, params, grads, slots, shared, step.astype(jnp.float32))
+    return storage.write(f"{type(rule).__name__}.share", new, shared), given
 
 
 def _direction(param: Array, grad: Any) -> Array:

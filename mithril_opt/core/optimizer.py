@@ -172,6 +172,10 @@ class Optimizer(abc.ABC):
         check_state(self, state)
         return self.at(state.step, state.schedules)
 
+    def with_step(self, state: Any, step: Array) -> Any:
+        """`state` on the clock of a `MultiOptimizer`: after `step` applied updates."""
+        return state._replace(step=step)
+
     def eval_params(self, params: PyTree, state: Any) -> PyTree:
         """The parameters to evaluate and to export: `params` themselves, unless the optimizer keeps better ones."""
         check_state(self, state)

@@ -32,18 +32,27 @@ def write(where: str, new: PyTree, old: PyTree) -> PyTree:
 
 
 def fresh(init_leaf: Callable[[Any], PyTree], leaf: Any) -> PyTree:
-    """The slots of `leaf`, strongly typed, none of them sharing a buffer with it or with each other (donation would fail)."""
+    """The slots of `leaf`, as `init_leaf` makes them, in buffers of their own."""
     param = _wide(leaf)
-    seen = {id(param)}
+    return own("init_leaf", init_leaf(param), param)
 
-    def own(slot: Array) -> Array:
+
+def own(where: str, slots: PyTree, params: PyTree) -> PyTree:
+    """`slots`, strongly typed, none of them sharing a buffer with `params` or with each other (donation would fail).
+
+    Raises:
+        TypeError: one of them is no array; names `where` they come from.
+    """
+    seen = {id(leaf) for leaf in jax.tree.leaves(params)}
+
+    def separate(slot: Array) -> Array:
         if not hasattr(slot, "dtype"):
-            raise TypeError(f"init_leaf returned {slot!r} as a slot; a slot is an array, or None")
+            raise TypeError(f"{where} returned {slot!r} as a slot; a slot is an array, or None")
         slot = jnp.copy(slot) if id(slot) in seen else jnp.asarray(slot, slot.dtype)
         seen.add(id(slot))
         return slot
 
-    return jax.tree.map(own, init_leaf(param))
+    return jax.tree.map(separate, slots)
 
 
 def empty(rule: Any, structure: Any) -> PyTree:

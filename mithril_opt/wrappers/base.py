@@ -72,6 +72,9 @@ class Wrapper(Optimizer):
     def at(self, step: Any, schedules: PyTree = None) -> Self:
         return with_fields(self, optimizer=self.optimizer.at(step, schedules))
 
+    def with_step(self, state: Any, step: Array) -> Any:
+        return self.with_inner(state, self.optimizer.with_step(self.inner(state), step))
+
     def resolve(self, state: Any) -> Self:
         return with_fields(self, optimizer=self.optimizer.resolve(self.inner(state)))
 

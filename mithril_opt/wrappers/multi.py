@@ -64,7 +64,9 @@ class MultiOptimizer(Optimizer):
     def __post_init__(self) -> None:
         groups, optimizers = dict(self.groups), self.optimizers
         if set(groups) != set(optimizers) or not groups:
-            raise ValueError(f"optimizers and groups must have the same names, got {listed(optimizers)} and {listed(groups)}")
+            raise ValueError(
+                f"optimizers and groups must have the same names, got {shown(sorted(optimizers))} and {shown(sorted(groups))}"
+            )
         for name, optimizer in optimizers.items():
             check_optimizer(f"MultiOptimizer: optimizers[{name!r}]", optimizer)
         for name, pattern in groups.items():
@@ -107,7 +109,8 @@ class MultiOptimizer(Optimizer):
     def _each(self, state: OptState) -> list[tuple[str, Optimizer, Any]]:
         """Name, optimizer and state of every group."""
         check_state(self, state)
-        return [(name, optimizer, _part(state, name)) for name, optimizer in self.optimizers.items()]
+        named = self.optimizers.items()
+        return [(name, optimizer, optimizer.with_step(_part(state, name), state.step)) for name, optimizer in named]
 
     def get_learning_rate(self, state: OptState) -> dict[str, Any]:
         """The rate that the next update will use in each group: float32 scalars by group name."""
