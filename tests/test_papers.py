@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_papers_factored
+import test_papers_modern
+from zoo import RULES
 
 from mithril_opt import SGD, AdaGrad, Adam, AdamW, DecayRate, Frozen, MultiOptimizer, RMSProp, StepLR
 
@@ -377,3 +380,7 @@ def test_leaves_outside_a_group_do_not_move():
     params = {"w": jnp.ones(()), "frozen": jnp.ones(())}
     params, _ = optimizer.update(params, {"w": jnp.ones(()), "frozen": jnp.ones(())}, optimizer.init(params))
     np.testing.assert_allclose([params["w"], params["frozen"]], [0, 1], atol=1e-6)
+
+
+def test_every_rule_has_a_transcription_of_its_paper():
+    assert set(RULES) == {*PAPERS, *test_papers_modern.PAPERS, *test_papers_factored.PAPERS}

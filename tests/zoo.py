@@ -59,10 +59,13 @@ from mithril_opt import (
     decay_rate,
     ema,
     number,
+    optimizers,
     pytree,
     safe_divide,
     safe_sqrt,
 )
+
+RULES = [getattr(optimizers, name) for name in optimizers.__all__ if hasattr(getattr(optimizers, name), "update_leaf")]
 
 
 class MomentumSlots(NamedTuple):

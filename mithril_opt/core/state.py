@@ -78,6 +78,8 @@ class Counterpart(NamedTuple):
         values: what some of them must be where a group has them: AdamW is an Adam whose "decoupled_weight_decay" is True.
         foreign: settings of other rules of PyTorch whose slots have the same names.
         reduced: `(path, leaf) -> {slot: axis}`, the axes of a leaf that its slots lack and PyTorch keeps with size 1.
+        counts: whether PyTorch counts its updates.
+        squares: whether it keeps squares, which are not those of the modulus for a complex parameter.
     """
 
     name: str
@@ -86,6 +88,8 @@ class Counterpart(NamedTuple):
     values: Mapping[str, Any] = MappingProxyType({})
     foreign: frozenset[str] = frozenset()
     reduced: Callable[[str, Any], dict[str, int]] = lambda path, leaf: {}
+    counts: bool = True
+    squares: bool = True
 
 
 def misuse(optimizer: Any, grads: PyTree, state: Any, extra_args: Any = ()) -> Exception:

@@ -1,6 +1,6 @@
 """optax's states, both ways, so that a run can be moved. optax is imported inside the functions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,11 +8,10 @@ import jax.numpy as jnp
 
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.state import Counterpart, OptState, check_state, checked_step
-from mithril_opt.core.tree import agree, aligned, listed, overlay
+from mithril_opt.core.tree import agree, aligned, overlay
 from mithril_opt.core.typing import PyTree
 from mithril_opt.interop.optax import apart
 
-SLOT_NAMES = {"trace", "mu", "nu", "nu_max", "sum_of_squares", "e_g", "e_x", "m1", "m2", "v_row", "v_col", "v"}
 COUNT_NAMES = {"count", "count_m2"}
 
 
@@ -50,7 +49,7 @@ def state_from_optax(optimizer: Optimizer, params: PyTree, optax_state: PyTree, 
         name: _taken(params, getattr(state.slots, name), value, name)
         for name, value in _find_slots(optimizer, state, optax_state).items()
     }
-    count = _count(optax_state, step)
+    count = _count(_counterpart(optimizer), optax_state, step)
     return state._replace(step=count, slots=state.slots._replace(**slots, **_counts(optimizer, state.slots, count)))
 
 
@@ -82,7 +81,7 @@ def state_to_optax(optimizer: Optimizer, state: OptState, optax_state: PyTree) -
         )
         for name, value in _find_slots(optimizer, state, optax_state).items()
     }
-    return apart(_replaced(optax_state, {**values, **dict.fromkeys(COUNT_NAMES, state.step)}))
+    return apart(_replaced(optax_state, theirs, values, state.step))
 
 
 def _counts(optimizer: Optimizer, slots: PyTree, count: jax.Array) -> dict[str, PyTree]:
@@ -113,9 +112,9 @@ def _find_slots(optimizer: Optimizer, state: OptState, optax_state: PyTree) -> d
     theirs = _counterpart(optimizer)
     kept = [name for name, tree in state.slots._asdict().items() if tree is not None]
     names = [name for name in kept if theirs.slots[name] not in COUNT_NAMES]
-    nodes = list(_named_tuples(optax_state))
-    _check_nothing_lost(optimizer, nodes)
-    found = [node for node in nodes if not SLOT_NAMES.isdisjoint(node._fields)]
+    nodes = list(_named_tuples(optax_state, theirs))
+    _check_no_window(nodes)
+    found = [node for node in nodes if type(node).__name__ == theirs.name or any(map(jnp.ndim, _own_arrays(node)))]
     wanted = [theirs.name] if names else []
     if [type(node).__name__ for node in found] != wanted:
         needs, has = wanted or ["no slots"], [type(node).__name__ for node in found] or ["no slots"]
@@ -123,47 +122,50 @@ def _find_slots(optimizer: Optimizer, state: OptState, optax_state: PyTree) -> d
     return {name: getattr(found[0], theirs.slots[name]) for name in names}
 
 
-def _check_nothing_lost(optimizer: Optimizer, nodes: list[Any]) -> None:
-    """Raise a ValueError if optax keeps what our state has no place for, or what only another rule keeps."""
+def _check_no_window(nodes: list[Any]) -> None:
+    """Raise a ValueError if gradients have been accumulated that would be lost."""
     for node in nodes:
         if "mini_step" in node._fields and int(node.mini_step):
             raise ValueError(
                 f"{type(node).__name__} is in mid-window, and its {int(node.mini_step)} gradients would be lost: take the "
                 "state after a step that closes a window"
             )
-        kept = {name: child for name, child in node._asdict().items() if name not in SLOT_NAMES | {"acc_grads"}}
-        lost = [name for name, child in kept.items() if any(map(jnp.ndim, _own_arrays(child)))]
-        if lost:
-            raise ValueError(
-                f"{type(node).__name__} also keeps {listed(lost)}, for which {type(optimizer).__name__} has no place"
-            )
 
 
-def _own_arrays(tree: PyTree) -> list[Any]:
-    """The arrays in `tree` that are in no NamedTuple inside it."""
-    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=_is_named_tuple) if not _is_named_tuple(leaf)]
+def _own_arrays(node: Any) -> list[Any]:
+    """The arrays in `node`, a NamedTuple, that are in no NamedTuple inside it; but for the gradients of an empty window."""
+    own = [child for name, child in node._asdict().items() if name != "acc_grads"]
+    return [leaf for leaf in jax.tree.leaves(own, is_leaf=_is_named_tuple) if not _is_named_tuple(leaf)]
 
 
 def _is_named_tuple(node: Any) -> bool:
     return isinstance(node, tuple) and hasattr(node, "_fields")
 
 
-def _named_tuples(tree: PyTree) -> Iterator[Any]:
-    """Every NamedTuple in `tree`, but for those in slots, which are the parameters' own."""
+def _named_tuples(tree: PyTree, theirs: Counterpart) -> Iterator[Any]:
+    """Every NamedTuple in `tree`, but for those in the slots of `theirs`, which are the parameters' own."""
     for node in jax.tree.leaves(tree, is_leaf=_is_named_tuple):
         if _is_named_tuple(node):
             yield node
-            yield from _named_tuples([child for name, child in node._asdict().items() if name not in SLOT_NAMES])
+            slots = _slot_fields(node, theirs)
+            yield from _named_tuples([child for name, child in node._asdict().items() if name not in slots], theirs)
 
 
-def _replaced(tree: PyTree, values: Mapping[str, Any]) -> PyTree:
-    """`tree` with the fields of its NamedTuples that `values` names replaced."""
+def _slot_fields(node: Any, theirs: Counterpart) -> set[str]:
+    """The fields of `node` that are slots; what `optax.MultiSteps` has summed is shaped like the parameters, too."""
+    return {"acc_grads", *(theirs.slots.values() if type(node).__name__ == theirs.name else ())} - COUNT_NAMES
+
+
+def _replaced(tree: PyTree, theirs: Counterpart, slots: dict[str, Any], step: Any) -> PyTree:
+    """`tree` with `slots` in the NamedTuple of `theirs`, by its names, and `step` for every count."""
 
     def replaced(node: Any) -> Any:
         if not _is_named_tuple(node):
             return node
-        kept = {name: _replaced(child, values) for name, child in node._asdict().items() if name not in SLOT_NAMES}
-        return node._replace(**{**kept, **{name: value for name, value in values.items() if name in node._fields}})
+        own = _slot_fields(node, theirs)
+        new = {name: child if name in own else _replaced(child, theirs, slots, step) for name, child in node._asdict().items()}
+        new |= dict.fromkeys(COUNT_NAMES.intersection(node._fields), step)
+        return node._replace(**new | (slots if type(node).__name__ == theirs.name else {}))
 
     return jax.tree.map(replaced, tree, is_leaf=_is_named_tuple)
 
@@ -172,8 +174,9 @@ def _cast(values: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda value, slot: jnp.array(value, slot.dtype), values, like)
 
 
-def _count(optax_state: PyTree, step: int | None) -> jax.Array:
-    given = [getattr(node, name) for node in _named_tuples(optax_state) for name in COUNT_NAMES.intersection(node._fields)]
+def _count(theirs: Counterpart, optax_state: PyTree, step: int | None) -> jax.Array:
+    nodes = _named_tuples(optax_state, theirs)
+    given = [getattr(node, name) for node in nodes for name in COUNT_NAMES.intersection(node._fields)]
     counts = sorted({checked_step(int(count)) for count in given} | ({checked_step(step)} if step is not None else set()))
     if not counts:
         raise ValueError("the optax state does not count its updates; give their number as step=")

@@ -112,7 +112,7 @@ def state_to_torch(
             back = np.argsort(axes[path]) if path in axes else None
             value = np.array(leaf).reshape(_unreduced(leaf.shape, reduced.get(path)))
             entries[keys[path]][theirs.slots[slot]] = _permuted(value, back, path)
-    if theirs.name != "SGD":
+    if theirs.counts:
         for entry in entries.values():
             entry["step"] = np.array(state.step, np.float32)
     return {"state": {key: entry for key, entry in entries.items() if entry}, "param_groups": state_dict["param_groups"]}
@@ -137,7 +137,7 @@ def _axes(transpose: Axes, names: Sequence[str]) -> Mapping[str, Sequence[int]]:
 def _check_real(optimizer: Optimizer, params: PyTree) -> None:
     """PyTorch squares real and imaginary part of a complex gradient apart, so that its moments mean something else."""
     paths = [path for path, leaf in leaves_with_paths(trained(params)) if jnp.iscomplexobj(leaf)]
-    if paths and _counterpart(optimizer).name != "SGD":
+    if paths and _counterpart(optimizer).squares:
         raise ValueError(f"the second moments of complex parameters cannot be moved: {listed(paths)}")
 
 
@@ -245,6 +245,6 @@ def _common_step(theirs: Counterpart, entries: list[dict[str, Any]], step: int |
     counts = {int(entry["step"]) for entry in entries if "step" in entry} | (set() if step is None else {checked_step(step)})
     if len(counts) > 1:
         raise ValueError(f"the parameters made different numbers of updates, {sorted(counts)}; one clock cannot hold them")
-    if not counts and (theirs.name == "SGD" or any(entries)):
+    if not counts and (not theirs.counts or any(entries)):
         raise ValueError(f"the state of torch.optim.{theirs.name} does not count its updates; give their number as step=")
     return next(iter(counts), 0)

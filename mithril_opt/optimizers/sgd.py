@@ -62,7 +62,8 @@ class SGD(LeafOptimizer):
 
     @property
     def torch(self) -> Counterpart:
-        return Counterpart("SGD", {"trace": "momentum_buffer"}, frozenset({"momentum", "dampening", "nesterov"}))
+        settings = frozenset({"momentum", "dampening", "nesterov"})
+        return Counterpart("SGD", {"trace": "momentum_buffer"}, settings, counts=False, squares=False)
 
     @property
     def optax(self) -> Counterpart | None:
