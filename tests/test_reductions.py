@@ -9,7 +9,7 @@ import pytest
 
 from mithril_opt import LeafOptimizer, number, pytree, static
 from mithril_opt.core.numerics import safe_divide, safe_sqrt
-from mithril_opt.core.reductions import unit_mean, unit_norm, unit_rms
+from mithril_opt.core.reductions import norm_ratio, unit_mean, unit_norm, unit_rms
 
 NORMAL = np.random.default_rng(3).normal
 # For each choice of units, the axes that are left to reduce.
@@ -96,6 +96,13 @@ def test_a_root_and_a_quotient_at_zero():
     np.testing.assert_array_equal(safe_divide(x, y), [0, 0, 1.5])
     slopes = jax.vmap(jax.grad(safe_divide, argnums=(0, 1)))(x, y)
     np.testing.assert_array_equal(slopes, [[0, 0, 0.5], [0, 0, -0.75]])
+
+
+def test_a_ratio_of_norms_is_1_where_one_is_0():
+    a, b = jnp.asarray([0.0, 0.0, 3.0, 3.0]), jnp.asarray([0.0, 2.0, 0.0, 2.0])
+    np.testing.assert_array_equal(norm_ratio(a, b), [1, 1, 1, 1.5])
+    slopes = jax.vmap(jax.grad(norm_ratio, argnums=(0, 1)))(a, b)
+    np.testing.assert_array_equal(slopes, [[0, 0, 0, 0.5], [0, 0, 0, -0.75]])
 
 
 # The field of a rule.

@@ -78,7 +78,8 @@ def sgd(h, p, g, slots, t):
     if h.momentum is None:
         return p - h.learning_rate * g, {}
     b = h.momentum * slots["trace"]
-    share = g if h.dampening is None else where(slots["started"].value == 0, g, g - h.dampening * g)
+    none = exact(np.zeros_like(g.value))
+    share = g if h.dampening is None else where(slots["started"].value == 0, g, h.dampening.average(none, g))
     step = b + share
     started = {"started": exact(np.ones_like(slots["started"].value))} if "started" in slots else {}
     if h.nesterov:

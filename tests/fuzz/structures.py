@@ -159,7 +159,7 @@ class Composer:
         self.clipped.append(clipped)
         switches = {name: value for name, value in variant.items() if value is not None}
         optional = OPTIONAL - set(variant)
-        fields = [field.name for field in dataclasses.fields(kind)]
+        fields = [field.name for field in dataclasses.fields(kind) if "rule" in field.metadata]  # its numbers
         draws = {name: NUMBERS[name] for name in fields if name in NUMBERS and name not in optional}
         if self.rng.random() < 0.5:
             draws["weight_decay"] = NUMBERS["weight_decay"]
