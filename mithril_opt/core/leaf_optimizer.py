@@ -12,21 +12,18 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mithril_opt.core import slots as storage
 from mithril_opt.core.decay_rate import DecayRate
 from mithril_opt.core.fields import Number, rule_of, shown
 from mithril_opt.core.numerics import compute_dtype, real_dtype, saturating_increment
 from mithril_opt.core.optimizer import Optimizer
-from mithril_opt.core.pytree import with_fields
+from mithril_opt.core.pytree import check_scalars, with_fields
 from mithril_opt.core.reductions import axes_at, check_axes
 from mithril_opt.core.schedule import fresh_memories
 from mithril_opt.core.state import OptState
 from mithril_opt.core.tree import describe_leaf, leaves_with_paths, placed_like, trained, widen
 from mithril_opt.core.typing import Array, PyTree
-
-SWEEP = "; jax.vmap over the optimizer tries several at once"
 
 
 class LeafOptimizer(Optimizer):
@@ -136,14 +133,13 @@ class LeafOptimizer(Optimizer):
     def compute_updates(self, params: PyTree, grads: PyTree, state: OptState) -> tuple[PyTree, OptState]:
         structure, step = jax.tree.structure(params), saturating_increment(state.step)
         rule = self.at(state.step, state.schedules)
-        _check_scalars(rule)
-        named = leaves_with_paths(params)
+        named, powers = leaves_with_paths(params), _powers(rule, step)
         rules = [rule.for_leaf(path, param) for path, param in named]
         columns = named, rules, structure.flatten_up_to(grads), storage.scatter(rules, params, state.slots)
         leaves = [Leaf(path, own, param, *row) for (path, param), own, *row in zip(*columns, strict=True)]
-        shared, given = _shared(rule, [leaf for leaf in leaves if leaf.grad is not None], state.shared, step)
-        powers, values = _powers(rule, step), iter(given)
-        results = [_updated(leaf, step, _same(leaf.rule, rule, powers), values) for leaf in leaves]
+        shares = type(rule).share is not LeafOptimizer.share
+        shared, given = _shared(rule, leaves, state.shared, step) if shares else (state.shared, [None] * len(leaves))
+        results = [_updated(leaf, rule, step, powers, value) for leaf, value in zip(leaves, given, strict=True)]
         slots = storage.gather(structure, [slots for _, slots in results]) if leaves else state.slots
         return structure.unflatten([update for update, _ in results]), OptState(step, slots, state.schedules, shared)
 
@@ -158,40 +154,30 @@ class Leaf(NamedTuple):
     slots: PyTree
 
 
-def _updated(leaf: Leaf, step: Array, powers: dict[str, Array], values: Iterator[PyTree]) -> tuple[Array | None, PyTree]:
-    """The update of a leaf, and its new slots; an error names the leaf."""
-    if leaf.grad is None:
-        return None, leaf.slots
-    with _errors_at(leaf):
-        return _update_leaf(*leaf[1:], step, powers, next(values))
-
-
-@contextlib.contextmanager
-def _errors_at(leaf: Leaf) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"at {leaf.path!r}: {error}") from error
-
-
-def _check_scalars(rule: LeafOptimizer) -> None:
-    """Raise a ValueError if a number of `rule`, whose schedules are resolved, is an array of some shape."""
-    for field in dataclasses.fields(rule):
-        shapes = {np.shape(number) for number in jax.tree.leaves(getattr(rule, field.name))} if rule_of(field) else set()
-        if shapes - {()}:
-            where = f"{type(rule).__name__}: {field.name}"
-            raise ValueError(f"{where} must be a scalar, got shape {max(shapes)}{SWEEP}")
-
-
 def _powers(rule: LeafOptimizer, step: Array) -> dict[str, Array]:
     """1 − βᵗ of the decay rates of `rule`, in the widest real dtype there is: once for all leaves."""
+    check_scalars(rule)
     t = step.astype(jax.dtypes.canonicalize_dtype(float))
     return {name: rate.one_minus_power(t) for name, rate in vars(rule).items() if isinstance(rate, DecayRate)}
 
 
-def _same(own: LeafOptimizer, rule: LeafOptimizer, powers: dict[str, Array]) -> dict[str, Array]:
-    """Those of `powers` whose decay rates a leaf's `own` rule has not changed."""
-    return {name: power for name, power in powers.items() if getattr(own, name) is getattr(rule, name)}
+def _updated(
+    leaf: Leaf, rule: LeafOptimizer, step: Array, powers: dict[str, Array], given: PyTree
+) -> tuple[Array | None, PyTree]:
+    """The update of a leaf, and its new slots. Its own rule may have other decay rates than those that `powers` belong to."""
+    if leaf.grad is None:
+        return None, leaf.slots
+    known = {name: power for name, power in powers.items() if getattr(leaf.rule, name) is getattr(rule, name)}
+    with _errors_at(leaf.path):
+        return _update_leaf(*leaf[1:], step, known, given)
+
+
+@contextlib.contextmanager
+def _errors_at(path: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"at {path!r}: {error}") from error
 
 
 @jax.jit  # so that leaves of equal shape are traced once
@@ -213,16 +199,17 @@ def _update_leaf(
 
 
 def _shared(rule: LeafOptimizer, leaves: list[Leaf], shared: PyTree, step: Array) -> tuple[PyTree, list[PyTree]]:
-    """What the rule keeps for the whole tree after this update, and what it gives to each of `leaves`, which have gradients."""
-    if type(rule).share is LeafOptimizer.share:
-        return shared, [None] * len(leaves)
-    for leaf in leaves:
-        with _errors_at(leaf):
+    """What the rule keeps for the whole tree after this update, and what it gives to each of `leaves`."""
+    live = [leaf for leaf in leaves if leaf.grad is not None]
+    for leaf in live:
+        with _errors_at(leaf.path):
             storage.check(leaf.rule, leaf.param, leaf.slots)
-    params, grads = [widen(leaf.param) for leaf in leaves], [_direction(leaf.param, leaf.grad) for leaf in leaves]
-    rules, slots = [leaf.rule for leaf in leaves], [storage.read(leaf.slots) for leaf in leaves]
+    params, grads = [widen(leaf.param) for leaf in live], [_direction(leaf.param, leaf.grad) for leaf in live]
+    rules, slots = [leaf.rule for leaf in live], [storage.read(leaf.slots) for leaf in live]
     with jax.numpy_dtype_promotion("standard"):
         new, given = rule.share(rules, params, grads, slots, shared, step.astype(jnp.float32))
+    values = iter([value for _, value in zip(live, given, strict=True)])
+    given = [None if leaf.grad is None else next(values) for leaf in leaves]
     return storage.write(f"{type(rule).__name__}.share", new, shared), given
 
 

@@ -159,13 +159,7 @@ class Optimizer(abc.ABC):
         if not self.schedules:
             return self
         memories = fresh_memories(self) if schedules is None else known_memories(self, schedules)
-        exact = {field.name for field in dataclasses.fields(self) if getattr(rule_of(field), "exact", False)}
-
-        def value(name: str, schedule: Schedule) -> Any:
-            read = schedule.read_decay_rate if name in exact else schedule.read
-            return read(memories.get(name), as_step(step))
-
-        return with_fields(self, **{name: value(name, schedule) for name, schedule in self.schedules.items()})
+        return with_fields(self, **_values(self, as_step(step), memories))
 
     def resolve(self, state: Any) -> Self:
         """This optimizer with the numbers that the next update will use."""
@@ -258,6 +252,17 @@ class Optimizer(abc.ABC):
         """For each leaf of `params` the name of its group, "a/b" for a nested one, and the innermost optimizer that it belongs
         to; None for a leaf that does not train."""
         return [("", self) if trains(leaf) else None for leaf in jax.tree.leaves(params)]
+
+
+def _values(optimizer: Optimizer, step: Array, memories: PyTree) -> dict[str, Any]:
+    """What the schedules of `optimizer` say at `step`, by field; for a decay rate, with what float32 does not hold of it."""
+    exact = {field.name for field in dataclasses.fields(optimizer) if getattr(rule_of(field), "exact", False)}
+
+    def value(name: str, schedule: Schedule) -> Any:
+        read = schedule.read_decay_rate if name in exact else schedule.read
+        return read(memories.get(name), step)
+
+    return {name: value(name, schedule) for name, schedule in optimizer.schedules.items()}
 
 
 def check_optimizer(where: str, value: Any) -> None:

@@ -13,6 +13,7 @@ import inspect
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import numpy as np
 from jax.tree_util import GetAttrKey
 
 from mithril_opt.core.fields import Number, decay_rate, is_static, number, rule_of, same_as, shown, static, steps
@@ -99,3 +100,12 @@ def check_numbers(self: Any, *, schedules: bool = True) -> None:
         if rule is not None:
             scheduled = schedules and isinstance(rule, Number) and not rule.integer
             set_field(self, field.name, rule.check(value, where, scheduled))
+
+
+def check_scalars(self: Any) -> None:
+    """Raise a ValueError if a number among the fields of `self`, whose schedules are resolved, is an array of some shape."""
+    for field in dataclasses.fields(self):
+        numbers = jax.tree.leaves(getattr(self, field.name)) if rule_of(field) else []
+        if shape := max(map(np.shape, numbers), default=()):
+            hint = "jax.vmap over the optimizer tries several at once"
+            raise ValueError(f"{type(self).__name__}: {field.name} must be a scalar, got shape {shape}; {hint}")
