@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import oracle, training
+from .backward import backward
 from .batches import draw
-from .bounded import LARGEST, Bounded, kept
+from .bounded import Bounded, kept
 from .compare import Compared, compare, components, is_finite
 from .program import run
 from .report import tally
@@ -17,9 +18,10 @@ def check(structure, rng, entry=None):
     constant, batch = draw(structure, rng)
     history = jax.tree.map(np.asarray, run(structure, constant, batch))
     numbers = jax.tree.map(lambda x: x.reshape(-1, 1, 1, 1), batch.numbers)
+    count = len(structure.patterns)
     with np.errstate(all="ignore"):
         report = start(structure, numbers, stacked([history[0][:2]]))
-        for i, count in enumerate([len(structure.patterns)] * len(structure.patterns)):
+        for i in range(count):
             before, after = stacked([step[:2] for step in history[i:-1:count]]), stacked(history[1 + i :: count])
             found = Steps(structure, numbers, batch.gradients[i], before, after).report(entry)
             places = tuple(failure._replace(step=failure.step * count + i) for failure in found.failures)
@@ -94,31 +96,4 @@ class Steps:
         for key, found in self.after.items():
             yield key, compare(expected[key], found, self.before[key])
         if self.structure.entrance in ("value_and_grad", "halves"):
-            yield from self.backward()
-
-    def backward(self):
-        """The gradients are the given ones times the scale, the loss is what it is; both to what the narrowest dtype holds."""
-        scale, total, size = components(self.before["state/loss_scale/scale"]), 0.0, 0.0
-        largest = np.zeros(())
-        for leaf in self.structure.leaves:
-            if leaf.path not in self.step.grads:
-                continue
-            found, p = self.step.grads[leaf.path], components(self.before[f"params/{leaf.path}"])
-            c = components(self.gradients[leaf.path], p.shape[-1]) if leaf.path in self.gradients else np.zeros_like(p)
-            scaled, narrow = c * scale, np.float16 in (leaf.dtype, self.numbers.policy.compute_dtype) and p.shape[-1] == 1
-            yield f"grads/{leaf.path}", compare(roughly(scaled, 65504.0 if narrow else LARGEST), found, found)
-            total = total + np.sum((c * p * [1, -1][: p.shape[-1]]), axis=(2, 3), keepdims=True)
-            size = size + np.sum(np.abs(c) * (np.abs(p) + 0.01), axis=(2, 3), keepdims=True)
-            largest = np.maximum(largest, np.max(np.abs(p), axis=(2, 3), keepdims=True, initial=0))
-        if self.structure.entrance == "value_and_grad":  # float16 holds no larger parameter
-            error = np.where((2 * size < LARGEST) & (largest < 6.5e4), 2.0**-7 * size + 1e-30, np.inf)
-            yield "loss", compare(Bounded(total, error), self.step.loss, self.step.loss)
-
-
-def roughly(x, largest):
-    """`x` to the digits of bfloat16, infinite above `largest`; small numbers may be flushed to 0 in float16, and of a complex
-    number one component may spoil the other."""
-    error = 2.0**-7 * np.abs(x) + 1e-4
-    value = np.where(np.abs(x) - error > largest, np.inf, x)
-    unclear = (np.abs(x) + error > largest) | ~np.isfinite(x).all(-1, keepdims=True)
-    return Bounded(value, np.where(np.isfinite(value), np.where(unclear, np.inf, error), 0.0))
+            yield from backward(self.structure, self.numbers.policy, self.gradients, self.before, self.step)

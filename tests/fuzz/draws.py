@@ -15,7 +15,7 @@ def decades(low, high, zero=0.0):
 
 
 NUMBERS = {
-    "learning_rate": decades(-4, 0.5, zero=0.02),
+    "learning_rate": decades(-4, 1.5, zero=0.02),
     "beta1": near_one,
     "beta2": near_one,
     "decay": near_one,
@@ -36,8 +36,8 @@ def alternating(step):
 
 
 def breaking(step):
-    """Not finite from the fifth update on."""
-    return 0.125 + 0.0 / (step < 4)
+    """Not finite from the thirteenth update on."""
+    return 0.125 + 0.0 / (step < 12)
 
 
 def step_decay(rng):

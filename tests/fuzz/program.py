@@ -1,5 +1,6 @@
 """The library's side: a batch of short trainings in one compiled program, every step of which is handed out."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,16 +17,16 @@ class Step(NamedTuple):
     Attributes:
         params: tree of parameters.
         state: the state of the optimizer or the trainer.
-        success: whether the trainer committed the step; True without one.
+        success: whether the trainer committed the step; True without one, None before the first.
         grads: by path, as the optimizer or the trainer was given them.
         loss: as the trainer was told it, or as it returned it.
     """
 
     params: Any
     state: Any
-    success: jax.Array
-    grads: dict[str, jax.Array]
-    loss: jax.Array
+    success: Any = None
+    grads: Any = None
+    loss: Any = None
 
 
 def run(structure, constant, batch):
@@ -39,17 +40,18 @@ def run(structure, constant, batch):
         batch: the arguments; `numbers` in float64, which are rounded here as at any jit boundary.
     """
 
-    def step(numbers, *arguments):
-        return one_step(structure, constant if structure.constant else numbers, *arguments)
-
     def over_batch(function):
-        return jax.jit(jax.vmap(function) if structure.batched else lambda *inputs: jax.lax.map(lambda x: function(*x), inputs))
+        """`function` of an optimizer and more, for each entry of the batch."""
+
+        def of_entry(numbers, *inputs):
+            return function(constant if structure.constant else numbers, *inputs)
+
+        return jax.jit(jax.vmap(of_entry) if structure.batched else lambda *inputs: jax.lax.map(lambda x: of_entry(*x), inputs))
 
     numbers = None if structure.constant else jax.tree.map(narrow, batch.numbers)
-    made = constant if structure.constant else None
-    start = over_batch(lambda numbers, params, clock: started((made or numbers).init(params), clock))
-    step, params, state = over_batch(step), batch.params, start(numbers, batch.params, batch.clock)
-    history = [Step(params, state, None, None, None)]
+    init = over_batch(lambda optimizer, params, clock: started(optimizer.init(params), clock))
+    step = over_batch(functools.partial(one_step, structure))
+    history = [Step(batch.params, init(numbers, batch.params, batch.clock))]
     for i in range(STEPS):
         repetition, pattern = divmod(i, len(structure.patterns))
         gradients = {path: g[:, repetition] for path, g in batch.gradients[pattern].items()}

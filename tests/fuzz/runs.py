@@ -44,7 +44,11 @@ def fuzz(seed, cases, only=None, entry=None, say=print):
     for index, structure, rng in structures(seed):
         if only not in (None, index):
             continue
-        report, numbers = check(structure, rng, entry)
+        try:
+            report, numbers = check(structure, rng, entry)
+        except Exception as error:
+            error.add_note(f"{structure}\nagain: python -m tests.fuzz --seed {seed} --structure {index}")
+            raise
         if report.failed:
             say(described(seed, index, structure, report, numbers))
         run = Run(run.structures + 1, run.wrong + (report.failed > 0), run.report + report, time.perf_counter() - start)

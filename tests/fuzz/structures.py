@@ -1,6 +1,6 @@
 """What is drawn once for a batch: the tree, the composition, and which numbers there are.
 
-Everything comes out of shuffled decks rather than at random, so that a short run sees every rule and every composition.
+Rules, compositions and what else matters most come out of shuffled decks, so that a short run sees all of them.
 """
 
 import dataclasses
@@ -12,13 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt import (
-    Accumulate,
-    Clip,
-    Frozen,
-    MixedPrecisionTrainer,
-    MultiOptimizer,
-)
+from mithril_opt import Accumulate, Clip, Frozen, MixedPrecisionTrainer, MultiOptimizer
 
 from .draws import ALSO_SCHEDULED, DRAWN, NUMBERS, OPTIONAL, alternating, breaking, decades, function
 from .papers import PAPERS
@@ -108,17 +102,20 @@ class Composer:
         self.rng = rng
         self.rules = Deck(rng, [(kind, variant) for kind, paper in PAPERS.items() for variant in paper.variants])
         self.rates = Deck(rng, [None] * 6 + DRAWN)
+        self.rates_of_trainers = Deck(rng, [None] * 5 + [*DRAWN, function(breaking)])
         self.trees = Deck(rng, [0, 1, 2, 3, 1, 2, 3])
-        self.compositions = Deck(rng, range(len(self.COMPOSITIONS)))
-        self.entrances = Deck(rng, ["update", "scaled", "update", "value_and_grad", "update", "halves"])
+        self.compositions = Deck(
+            rng, [(*composition, trainer) for composition in self.COMPOSITIONS for trainer in (True, False)]
+        )
+        self.entrances = Deck(rng, ["scaled", "value_and_grad", "halves"])
         self.policies = Deck(rng, ["float16", "float16", "bfloat16", "float16", "float32"])
 
     def deal(self):
-        compose, needs_two = self.COMPOSITIONS[self.compositions.deal()]
+        compose, needs_two, trainer = self.compositions.deal()
         tree = self.tree(needs_two)
         self.paths = [leaf.path for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Leaf)) if leaf.trains]
-        self.late, self.clipped, self.entrance = True, [], self.entrances.deal()
-        make = compose(self) if self.entrance == "update" else self.trainer(compose(self))
+        self.late, self.clipped, self.entrance = True, [], self.entrances.deal() if trainer else "update"
+        make = self.trainer(compose(self)) if trainer else compose(self)
         return Structure(
             tree=tree,
             make=make,
@@ -161,18 +158,16 @@ class Composer:
         optional = OPTIONAL - set(variant)
         fields = [field.name for field in dataclasses.fields(kind) if "rule" in field.metadata]  # its numbers
         draws = {name: NUMBERS[name] for name in fields if name in NUMBERS and name not in optional}
-        if self.rng.random() < 0.5:
+        if self.rng.random() < 0.75:
             draws["weight_decay"] = NUMBERS["weight_decay"]
-            switches |= {"decay_mask": decays} if self.rng.random() < 0.4 else {}
+            switches |= {"decay_mask": decays} if self.rng.random() < 0.3 else {}
         else:
             switches["weight_decay"] = 0.0
         draws |= self.scheduled(draws)
         return lambda rng: kind(**{name: draw(rng) for name, draw in draws.items()}, **switches)
 
     def scheduled(self, draws):
-        schedules = {"learning_rate": self.rates.deal()}
-        if self.entrance != "update" and self.rng.random() < 0.05:
-            schedules["learning_rate"] = function(breaking)
+        schedules = {"learning_rate": (self.rates if self.entrance == "update" else self.rates_of_trainers).deal()}
         for name in ALSO_SCHEDULED:
             if name in draws and self.rng.random() < 0.1:
                 schedules[name] = function(alternating)
@@ -180,9 +175,9 @@ class Composer:
         self.late = self.late and not schedules
         return schedules
 
-    def clip(self, inner=None):
-        make = self.rule(clipped=True) if inner is None else inner
-        bound = "clip_norm" if self.rng.random() < 0.6 else "clip_value"
+    def clip(self, make=None, bound=None):
+        make = self.rule(clipped=True) if make is None else make
+        bound = bound or ("clip_norm" if self.rng.random() < 0.6 else "clip_value")
         return lambda rng: Clip(make(rng), **{bound: decades(-3, 3, zero=0.02)(rng)})
 
     def accumulate(self, make, every=None):
@@ -225,16 +220,16 @@ class Composer:
 
         return trainer
 
-    def two(self):
-        return self.multi(self.rule(), self.clip() if self.rng.random() < 0.5 else self.rule())
+    def two(self, clipped=False):
+        first = self.rule(clipped) if self.rng.random() < 0.8 else frozen
+        return self.multi(first, self.clip() if self.rng.random() < 0.5 else self.rule(clipped))
 
     def windows(self):
-        """Two groups with one window in common."""
+        """Two groups that accumulate, over one window; without a trainer sometimes over two, or only one of them."""
         every = int(self.rng.integers(1, 5))
-        return self.multi(self.accumulate(self.rule(), every), self.accumulate(self.clip(), every))
-
-    def frozen(self, make):
-        return self.multi(lambda rng: Frozen(), make)
+        other = every if self.entrance != "update" or self.rng.random() < 0.5 else int(self.rng.integers(1, 5))
+        first = self.rule() if self.entrance == "update" and self.rng.random() < 0.2 else self.accumulate(self.rule(), other)
+        return self.multi(first, self.accumulate(self.clip(), every))
 
     COMPOSITIONS = (
         (lambda self: self.rule(), False),
@@ -244,12 +239,17 @@ class Composer:
         (lambda self: self.clip(self.accumulate(self.rule(clipped=True))), False),
         (lambda self: self.two(), True),
         (lambda self: self.windows(), True),
-        (lambda self: self.frozen(self.rule()), True),
-        (lambda self: self.frozen(self.clip()), True),
-        (lambda self: self.clip(self.frozen(self.rule(clipped=True))), True),
+        (lambda self: self.multi(frozen, self.rule()), True),
+        (lambda self: self.multi(frozen, self.clip()), True),
+        (lambda self: self.clip(self.multi(frozen, self.rule(clipped=True)), "clip_norm"), True),
+        (lambda self: self.clip(self.two(clipped=True)), True),
         (lambda self: self.accumulate(self.two()), True),
-        (lambda self: self.accumulate(self.frozen(self.clip())), True),
+        (lambda self: self.accumulate(self.multi(frozen, self.clip())), True),
     )
+
+
+def frozen(rng):
+    return Frozen()
 
 
 def identity(params, inputs):

@@ -51,44 +51,48 @@ def train(trainer, params, narrow, grads, state, input_finite):
         state: by path.
         input_finite: boolean, whether the loss was finite.
     """
-    optimizer, place, scaled = trainer.optimizer, at("optimizer/"), trainer.policy.compute_dtype == np.float16
-    own = {path: g for path, g in grads.items() if path in trains(optimizer, params)}
-    if scaled:
-        own = {path: g / state["loss_scale/scale"] for path, g in own.items()}
+    optimizer, place = trainer.optimizer, at("optimizer/")
+    own = {path: unscaled(trainer, g, state) for path, g in grads.items() if path in trains(optimizer, params)}
     bad = {path: everywhere(~np.isfinite(g.value), np.any) for path, g in own.items()}
-    decided = conjunction(everywhere(np.isfinite(g.error), np.all) for g in own.values())
     input_finite = input_finite & rates_are_finite(optimizer, params, state, place)
-    overflows = ~conjunction(~leaf for leaf in bad.values())
-    ok = ~overflows & input_finite
-    why = np.where(ok, 0, np.where(input_finite, OVERFLOW, BAD_INPUT))
+    why = np.where(input_finite, np.where(conjunction(~leaf for leaf in bad.values()), 0, OVERFLOW), BAD_INPUT)
     clipped = own if trainer.clip_norm is None else by_norm(own, trainer.clip_norm)
     new_params, new_state = update(optimizer, params, clipped, state, place)
     fits, sure = fit(new_params, narrow)
-    why = np.where(ok & ~fits, BAD_INPUT, why)
+    decided = conjunction(everywhere(np.isfinite(g.error), np.all) for g in own.values()) & (sure | (why > 0))
+    why = np.where((why == 0) & ~fits, BAD_INPUT, why)
     skipped = skip(optimizer, params, state, place, why)
-    commits = ok & fits
-    new_params = {path: where(commits, new, kept(params[path])) for path, new in new_params.items()}
-    new_state = {key: where(commits, new, skipped[key]) for key, new in new_state.items()}
-    closes, before = window(optimizer, state, place) or (np.array(True), np.array(0.0))
+    new_params = {path: where(why == 0, new, kept(params[path])) for path, new in new_params.items()}
+    new_state = {key: where(why == 0, new, skipped[key]) for key, new in new_state.items()}
+    success, new_scale = scale_after(trainer, state, why, first_bad(bad, list(params)))
+    return Trained(new_params, new_state | new_scale, success, decided)
+
+
+def scales(trainer):
+    """Whether there is a loss scale at all: only float16 has fewer exponents than float32."""
+    return trainer.policy.compute_dtype == np.float16
+
+
+def unscaled(trainer, g, state):
+    return g / state["loss_scale/scale"] if scales(trainer) else g
+
+
+def scale_after(trainer, state, why, bad_leaf):
+    """Whether the step was a success, which none is in a window that is spoiled already; and the state of the loss scale."""
+    closes, before = window(trainer.optimizer, state, at("optimizer/")) or (np.array(True), np.array(0.0))
     verdict = np.maximum(before, why)
-    new_scale = moved(trainer, scaled, state, closes, verdict) | counted(state, verdict, why)
-    first = first_bad(bad, list(params))
-    new_scale["last_bad_leaf"] = exact(np.where(commits, state["loss_scale/last_bad_leaf"].value, first))
-    new_state |= {f"loss_scale/{name}": x for name, x in new_scale.items()}
-    return Trained(new_params, new_state, verdict == 0, decided & (sure | ~ok))
+    new = moved(trainer, state, closes, verdict) | counted(state, verdict, why)
+    new["last_bad_leaf"] = exact(np.where(why == 0, state["loss_scale/last_bad_leaf"].value, bad_leaf))
+    return verdict == 0, {f"loss_scale/{name}": x for name, x in new.items()}
 
 
 def initial(trainer, params, state):
     """The state before the first step, apart from the clocks of the optimizer."""
-    scaled = trainer.policy.compute_dtype == np.float16
-    start = {
-        "scale": trainer.loss_scale if scaled else 1.0,
-        "hysteresis": trainer.hysteresis if scaled else 1,
-        "last_bad_leaf": -1,
-    }
-    zeros = dict.fromkeys(("good_steps", "consecutive_skips", "skipped", "bad_input", "attempts"), 0)
-    scale = {f"loss_scale/{name}": exact(np.float32(x)) for name, x in (start | zeros).items()}
-    return scale | oracle.initial(trainer.optimizer, params, state, oracle.at("optimizer/"))
+    scale, hysteresis = (trainer.loss_scale, trainer.hysteresis) if scales(trainer) else (1.0, 1)
+    numbers = {"scale": scale, "hysteresis": hysteresis, "last_bad_leaf": -1}
+    numbers |= dict.fromkeys(("good_steps", "consecutive_skips", "skipped", "bad_input", "attempts"), 0)
+    own = {f"loss_scale/{name}": exact(np.float32(x)) for name, x in numbers.items()}
+    return own | oracle.initial(trainer.optimizer, params, state, at("optimizer/"))
 
 
 def everywhere(x, reduce):
@@ -119,14 +123,14 @@ def fit(params, narrow):
     return fits, sure
 
 
-def moved(trainer, scaled, state, closes, verdict):
+def moved(trainer, state, closes, verdict):
     """Scale, growth counter and hysteresis after a step; inside a window they stand still."""
     names = ("scale", "good_steps", "hysteresis", "consecutive_skips")
     scale, good, budget, skips = (state[f"loss_scale/{name}"] for name in names)
     applied, overflow = verdict == 0, verdict == OVERFLOW
     budget_now = np.where(overflow, np.maximum(budget.value - 1, 0), budget.value)
     good_now = np.where(applied, good.value + 1, good.value)
-    interval, hysteresis = (trainer.growth_interval, trainer.hysteresis) if scaled else (2000, 1)
+    interval, hysteresis = (trainer.growth_interval, trainer.hysteresis) if scales(trainer) else (2000, 1)
     grows, backs = applied & (good_now >= interval), overflow & (budget_now == 0)
     new = [
         kept(scale),
@@ -134,7 +138,7 @@ def moved(trainer, scaled, state, closes, verdict):
         exact(np.where(grows, hysteresis, budget_now)),
         exact(np.where(applied, 0, skips.value + 1)),
     ]
-    if scaled and trainer.dynamic_loss_scaling:
+    if scales(trainer) and trainer.dynamic_loss_scaling:
         up = least(scale * trainer.growth_factor, trainer.max_loss_scale)
         down = most(scale * trainer.backoff_factor, trainer.min_loss_scale)
         new[0] = where(grows, up, where(backs, down, kept(scale)))
