@@ -102,6 +102,17 @@ def abs_sq(x):
     return sum((component(squares, i) for i in range(1, x.value.shape[-1])), start=component(squares, 0))
 
 
+def sign(x):
+    """x / |x|, 0 of 0, of numbers whose last axis holds their components; nothing is said where |x| may be 0, nor of a complex
+    number that is not finite."""
+    if x.value.shape[-1] == 1:
+        return Bounded(np.sign(x.value), np.where(np.abs(x.value) > x.error, 0.0, np.where(x.error == 0, 0.0, np.inf)))
+    size = sqrt(abs_sq(x))
+    zero = (size.value == 0) & (np.max(x.error, axis=-1, keepdims=True) == 0)
+    found = where(zero, exact(0.0), x / where(zero, 1.0, size))
+    return where(np.isfinite(size.value), found, Bounded(np.zeros_like(x.value), np.inf))
+
+
 def component(x, i):
     return Bounded(x.value[..., i : i + 1], x.error[..., i : i + 1])
 

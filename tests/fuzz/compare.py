@@ -24,7 +24,7 @@ class Compared(NamedTuple):
     @property
     def deviation(self):
         """In units of what is allowed."""
-        usual = np.isfinite(self.allowed) & (self.allowed > 0) & np.isfinite(self.value)
+        usual = np.isfinite(self.allowed) & (self.allowed > 0) & np.isfinite(self.value) & np.isfinite(self.found)
         return np.where(usual, np.abs(self.found - self.value) / np.where(usual, self.allowed, 1), 0.0)
 
 

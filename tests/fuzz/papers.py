@@ -10,19 +10,24 @@ import numpy as np
 
 from mithril_opt import (
     SGD,
+    AdaDelta,
     AdaGrad,
     Adam,
+    Adamax,
     AdamW,
+    Adan,
+    AdEMAMix,
     CosineAnnealingLR,
     DecayRate,
     ExponentialLR,
     LinearWarmupScheduler,
+    Lion,
     RMSProp,
     Schedule,
     StepLR,
 )
 
-from .bounded import ROUNDING, Bounded, abs_sq, exact, maximum, rounded, sqrt, where
+from .bounded import ROUNDING, Bounded, abs_sq, exact, maximum, rounded, sign, sqrt, where
 from .draws import RATES
 
 
@@ -129,6 +134,50 @@ def adagrad(h, p, g, slots, t):
     return p - g / (sqrt(s) + h.epsilon) * h.learning_rate, {"sum_of_squares": s}
 
 
+def adamax(h, p, g, slots, t):
+    """Kingma & Ba 2015, Algorithm 2, with ε inside the maximum."""
+    g = h.coupled(p, g)
+    m, u = h.beta1.average(slots["mu"], g), maximum(h.beta2.beta * slots["u"], sqrt(abs_sq(g)) + h.epsilon)
+    return p - h.learning_rate * h.beta1.correct(m, t) / u, {"mu": m, "u": u}
+
+
+def lion(h, p, g, slots, t):
+    """Chen et al. 2023, Algorithm 2."""
+    c = h.beta1.average(slots["mu"], g)
+    shrunk = p if h.weight_decay is None else p * (1 - h.learning_rate * h.weight_decay)
+    return shrunk - h.learning_rate * sign(c), {"mu": h.beta2.average(slots["mu"], g)}
+
+
+def adadelta(h, p, g, slots, t):
+    """Zeiler 2012, Algorithm 1; the accumulator of updates holds them without the rate."""
+    g = h.coupled(p, g)
+    v = h.rho.average(slots["nu"], abs_sq(g))
+    delta = g * sqrt(slots["delta_sq"] + h.epsilon) / sqrt(v + h.epsilon)
+    return p - h.learning_rate * delta, {"nu": v, "delta_sq": h.rho.average(slots["delta_sq"], abs_sq(delta))}
+
+
+def ademamix(h, p, g, slots, t):
+    """Pagliardini, Ablin & Grangier 2024, equation 6."""
+    m, slow, v = h.beta1.average(slots["mu"], g), h.beta3.average(slots["slow"], g), h.beta2.average(slots["nu"], abs_sq(g))
+    direction = (h.beta1.correct(m, t) + h.alpha * slow) / (sqrt(h.beta2.correct(v, t)) + h.epsilon)
+    shrunk = p if h.weight_decay is None else p * (1 - h.learning_rate * h.weight_decay)
+    return shrunk - h.learning_rate * direction, {"mu": m, "slow": slow, "nu": v}
+
+
+def adan(h, p, g, slots, t):
+    """Xie et al. 2022, Algorithm 1, with the rates of the authors' code."""
+    delta = where(slots["started"].value == 0, 0.0, g - slots["grad"])
+    m, w = h.beta1.average(slots["mu"], g), h.beta2.average(slots["delta"], delta)
+    n = h.beta3.average(slots["nu"], abs_sq(g + h.beta2.beta * delta))
+    u = h.beta1.correct(m, t) + h.beta2.beta * h.beta2.correct(w, t)
+    u = u / (sqrt(h.beta3.correct(n, t)) + h.epsilon)
+    new = p - h.learning_rate * u
+    if h.weight_decay is not None:
+        new = new / (1 + h.learning_rate * h.weight_decay)
+    started = exact(np.ones_like(slots["started"].value))
+    return new, {"mu": m, "delta": w, "nu": n, "grad": g, "started": started}
+
+
 class Paper(NamedTuple):
     """A rule.
 
@@ -148,6 +197,11 @@ PAPERS = {
     Adam: Paper(adam, [{}, {"amsgrad": True}]),
     AdamW: Paper(adamw, [{}, {"amsgrad": True}]),
     RMSProp: Paper(rmsprop, [{}, {"centered": True}, {"momentum": None}, {"momentum": None, "centered": True}]),
+    Lion: Paper(lion, [{}]),
+    Adamax: Paper(adamax, [{}]),
+    AdaDelta: Paper(adadelta, [{}]),
+    AdEMAMix: Paper(ademamix, [{}]),
+    Adan: Paper(adan, [{}]),
     AdaGrad: Paper(adagrad, [{}, {"initial_accumulator_value": None}], {"sum_of_squares": "initial_accumulator_value"}),
 }
 

@@ -156,8 +156,9 @@ class Composer:
         self.clipped.append(clipped)
         switches = {name: value for name, value in variant.items() if value is not None}
         optional = OPTIONAL - set(variant)
-        fields = [field.name for field in dataclasses.fields(kind) if "rule" in field.metadata]  # its numbers
-        draws = {name: NUMBERS[name] for name in fields if name in NUMBERS and name not in optional}
+        numbers = {field.name: field.metadata["rule"] for field in dataclasses.fields(kind) if "rule" in field.metadata}
+        draws = {name: NUMBERS[name] for name in numbers if name in NUMBERS and name not in optional}
+        draws |= {name: switched_on(draw) for name, draw in draws.items() if numbers[name].off}
         if self.rng.random() < 0.75:
             draws["weight_decay"] = NUMBERS["weight_decay"]
             switches |= {"decay_mask": decays} if self.rng.random() < 0.3 else {}
@@ -246,6 +247,11 @@ class Composer:
         (lambda self: self.accumulate(self.two()), True),
         (lambda self: self.accumulate(self.multi(frozen, self.clip())), True),
     )
+
+
+def switched_on(draw):
+    """A number of which 0 would be a switch, and so another structure."""
+    return lambda rng: draw(rng) or 0.5
 
 
 def frozen(rng):
