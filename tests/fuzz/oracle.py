@@ -14,7 +14,7 @@ import numpy as np
 
 from mithril_opt import Accumulate, Clip, Frozen, MultiOptimizer
 
-from .bounded import ROUNDING, Bounded, clamp, exact, kept, norm, rounded, where
+from .bounded import ROUNDING, SMALLEST, Bounded, clamp, exact, kept, norm, rounded, where
 from .papers import PAPERS, Settings
 
 MOST = 2**31 - 1  # where the clock stops
@@ -96,11 +96,12 @@ def by_norm(grads, bound):
 
 
 def shrunk(g, c, total):
-    """g · c / ‖g‖; the factor may be smaller than any float32."""
+    """g · c / ‖g‖; the factor may be smaller than any float32, and so is taken in two. Between them a number may be flushed."""
     norm_ = np.where(total.value > 0, total.value, 1.0)
+    flushed = np.where(norm_ > 2.0**63, SMALLEST * c.value, 0.0)
     lost = total.error / norm_ + 4 * ROUNDING
     value = g.value * (c.value / norm_)
-    return rounded(value, np.abs(value) * lost + (g.error * c.value + np.abs(g.value) * c.error) / norm_)
+    return rounded(value, flushed + np.abs(value) * lost + (g.error * c.value + np.abs(g.value) * c.error) / norm_)
 
 
 def wider(g, other):
