@@ -13,6 +13,7 @@ from zoo import bits, specs
 
 from mithril_opt import (
     ADOPT,
+    LARS,
     AdaDelta,
     Adamax,
     Adan,
@@ -27,6 +28,7 @@ from mithril_opt import (
     RAdam,
     StepLR,
     explain,
+    state_from_torch,
 )
 from mithril_opt.core.fields import is_static
 from mithril_opt.core.pytree import with_fields
@@ -204,6 +206,43 @@ def test_a_rate_that_is_adams():
     assert all(len(explain(optimizer, params, 100).footer) == 2 for optimizer in (Lion(1e-3), AdaDelta(1e-2)))
     sound = [Lion(), Lion(learning_rate=CosineAnnealingLR(9e-4, T_max=100)), AdaDelta(), AdaDelta(learning_rate=0.1)]
     assert all(len(explain(optimizer, params, 100).footer) == 1 for optimizer in sound)
+
+
+def test_an_epsilon_that_drowns_the_gradients_of_adamax():
+    params = {"w": jnp.ones((4, 4))}
+    text = "warning: an epsilon of 0.001 is added to every |g|; gradients of that size and below it hardly move anything"
+    assert explain(Adamax(epsilon=1e-3), params, 100).footer[1:] == (text,)
+    assert len(explain(Adamax(epsilon=9e-4), params, 100).footer) == 1
+
+
+def test_ademamix_with_the_largest_gradients():
+    """α m₂ is no float32 there; what is divided first is."""
+    optimizer, params = AdEMAMix(beta3=0.9, alpha=8.0), jnp.ones(2)
+    state = optimizer.init(params)
+    for _ in range(20):
+        params, state = optimizer.update(params, jnp.array([1e38, -1e38]), state)
+    assert np.isfinite(params).all()
+
+
+def test_lars_stays_where_it_is_below_the_largest_gradients():
+    optimizer, params = LARS(learning_rate=1.0, momentum=0.0), jnp.ones(100)
+    large, ordinary = (optimizer.update(params, jnp.full(100, g), optimizer.init(params))[0] for g in (1e38, 1e30))
+    np.testing.assert_allclose(ordinary, 0.999, rtol=1e-6)
+    np.testing.assert_array_equal(large, params)
+
+
+@pytest.mark.parametrize("rule", [NAdam, RAdam])
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_moments_from_pytorch_that_saw_the_other_decay(rule, decoupled):
+    slots = {"exp_avg": np.ones(2, "f4"), "exp_avg_sq": np.ones(2, "f4"), "mu_product": np.float32(0.4), "step": 3.0}
+    group = {"betas": (0.9, 0.999), "momentum_decay": 0.004, "decoupled_weight_decay": decoupled, "params": [0]}
+    if rule is RAdam:
+        del slots["mu_product"], group["momentum_decay"]
+    saved, params = {"state": {0: slots}, "param_groups": [group]}, {"w": jnp.zeros(2)}
+    own, other = (rule(weight_decay=0.1, decoupled_weight_decay=flag) for flag in (decoupled, not decoupled))
+    assert state_from_torch(own, params, saved, names=["w"]).step == 3
+    with pytest.raises(ValueError, match=rf"a parameter group has {{'decoupled_weight_decay': {decoupled}}}"):
+        state_from_torch(other, params, saved, names=["w"])
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -13,23 +13,12 @@ import numpy as np
 import pytest
 import test_papers_factored
 import test_papers_modern
+from transcriptions import STEPS, abs_sq, average, early, is_matrix, problem, widened
 from zoo import RULES
 
 from mithril_opt import SGD, AdaGrad, Adam, AdamW, DecayRate, Frozen, MultiOptimizer, RMSProp, StepLR
 
-STEPS = 60
-
 # The papers: p after each of the steps t = 1, 2, … of one array, given its gradients and for each step its hyperparameters.
-
-
-def average(values, rates):
-    """Σᵢ (1 − βᵢ) βᵢ₊₁ ⋯ βₜ xᵢ, which is what x̄ ← β x̄ + (1 − β) x comes to from x̄ = 0."""
-    later = np.append(np.cumprod(rates[:0:-1])[::-1], 1.0)
-    return np.tensordot((1 - np.array(rates)) * later, np.array(values), axes=1)
-
-
-def abs_sq(g):
-    return g.real**2 + g.imag**2
 
 
 def sgd(p, gradients, settings):
@@ -98,15 +87,6 @@ PAPERS = {SGD: sgd, Adam: adam, AdamW: adamw, RMSProp: rmsprop, AdaGrad: adagrad
 # The cases. Schedules are float32: their values are exact there, or a float64 trajectory would part at 1e-8.
 
 
-def early(before, after):
-    """A schedule of one jump: the 21st update is the first with `after`."""
-    return lambda step: jnp.where(step < 20, before, after)
-
-
-def is_matrix(path, leaf):
-    return leaf.ndim > 1
-
-
 DEFAULTS = {
     SGD: dict(learning_rate=0.01, momentum=0.0, nesterov=False, dampening=0.0, weight_decay=0.0),
     Adam: dict(learning_rate=0.001, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, amsgrad=False),
@@ -156,19 +136,6 @@ CASES = {
 }
 
 
-@functools.cache
-def problem():
-    """Parameters and a list of gradients, as jax.grad would return them; exact in float32."""
-    rng = np.random.default_rng(11)
-    shapes = {"matrix": (4, 3), "complex": (5,)}
-
-    def tree():
-        parts = {name: rng.normal(size=(2, *shape)).astype(np.float32) for name, shape in shapes.items()}
-        return {name: part[0] + 1j * part[1] if name == "complex" else part[0] for name, part in parts.items()}
-
-    return tree(), [tree() for _ in range(STEPS)]
-
-
 def settings(kind, arguments, leaf):
     """The hyperparameters of every step as numbers."""
     fields = DEFAULTS[kind] | arguments
@@ -190,10 +157,6 @@ def by_the_paper(name):
         return np.stack(list(PAPERS[kind](widened(params[path]), ascents, settings(kind, arguments, params[path]))))
 
     return {path: trajectory(path) for path in params}
-
-
-def widened(leaf, precision=np.float64):
-    return leaf.astype(np.result_type(leaf, precision))
 
 
 def by_us(name, precision):

@@ -12,27 +12,16 @@ import numpy as np
 import optax
 import pytest
 from trajectories import trajectory_of
+from transcriptions import STEPS, abs_sq, average, early, is_matrix, widened
 
 from mithril_opt import LAMB, LARS, Adafactor, AdamW
 
-STEPS = 60
-
 # The papers: p after each of the steps t = 1, 2, … of one layer, given its gradients and for each step its hyperparameters.
-
-
-def average(values, rates):
-    """Σᵢ (1 − βᵢ) βᵢ₊₁ ⋯ βₜ xᵢ, which is what x̄ ← β x̄ + (1 − β) x comes to from x̄ = 0."""
-    later = np.append(np.cumprod(rates[:0:-1])[::-1], 1.0)
-    return np.tensordot((1 - np.array(rates)) * later, np.array(values), axes=1)
 
 
 def corrected(values, rates):
     """The same with weights that sum to 1, for constant rates."""
     return average(values, rates) / (1 - rates[-1] ** len(rates))
-
-
-def abs_sq(g):
-    return g.real**2 + g.imag**2
 
 
 def norm(x):
@@ -121,15 +110,6 @@ PAPERS = {LAMB: lamb, LARS: lars, Adafactor: adafactor, AdamW: adamw}
 # The cases. Schedules are float32: their values are exact there, or a float64 trajectory would part at 1e-8.
 
 
-def early(before, after):
-    """A schedule of one jump: the 21st update is the first with `after`."""
-    return lambda step: jnp.where(step < 20, before, after)
-
-
-def is_matrix(path, leaf):
-    return leaf.ndim > 1
-
-
 def stacked(path, leaf):
     return {"stack": 0, "experts": (0, 1)}.get(path)
 
@@ -185,6 +165,7 @@ CASES = {
     "lamb-defaults": (LAMB, {}),
     "lamb": (LAMB, dict(learning_rate=early(0.0625, 0.0078125), weight_decay=0.1, decay_mask=is_matrix)),
     "lamb-rates": (LAMB, dict(learning_rate=0.05, beta1=0.5, beta2=0.9, epsilon=0.1, unit_axes=stacked)),
+    "lamb-bounded-without-decay": (LAMB, dict(learning_rate=0.05, trust_max=0.75)),
     "lamb-bounded": (LAMB, dict(learning_rate=0.05, weight_decay=0.5, trust_max=1.25, unit_axes=stacked)),
     "lars-defaults": (LARS, {}),
     "lars": (LARS, dict(learning_rate=early(0.5, 1.0), trust_coefficient=0.01, weight_decay=0.1, unit_axes=stacked)),
@@ -299,10 +280,6 @@ def by_the_paper(name):
             trajectory = PAPERS[kind](widened(leaf[i]), ascents, settings(kind, arguments, path, leaf))
             result[path][(slice(None), *i)] = np.stack(list(trajectory))
     return result
-
-
-def widened(leaf, precision=np.float64):
-    return leaf.astype(np.result_type(leaf, precision))
 
 
 def assert_follows_the_paper(name, precision, tolerance):

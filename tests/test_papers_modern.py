@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_papers import STEPS, abs_sq, average, early, is_matrix, problem, widened
+from transcriptions import STEPS, abs_sq, average, early, is_matrix, problem, widened
 
 from mithril_opt import ADOPT, AdaDelta, Adamax, Adan, AdEMAMix, HalfLifeWarmup, Lion, NAdam, RAdam
 

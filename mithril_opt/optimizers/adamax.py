@@ -11,6 +11,8 @@ from mithril_opt.core.pytree import pytree
 from mithril_opt.core.state import Counterpart, exported
 from mithril_opt.core.typing import Array, DecayMask
 
+LARGE_EPSILON = 1e-3  # few gradients are larger
+
 
 @exported
 class AdamaxSlots(NamedTuple):
@@ -70,6 +72,11 @@ class Adamax(LeafOptimizer):
     @property
     def optax(self) -> Counterpart:
         return Counterpart("ScaleByAdamState", {"mu": "mu", "u": "nu"})
+
+    def lints(self, learning_rate: float) -> list[str]:
+        epsilon = self.epsilon if isinstance(self.epsilon, float) else 0.0
+        found = f"an epsilon of {epsilon:.2g} is added to every |g|; gradients of that size and below it hardly move anything"
+        return [found] if epsilon >= LARGE_EPSILON else []
 
     def init_leaf(self, param: Array) -> AdamaxSlots:
         return AdamaxSlots(mu=zeros(param), u=real_zeros(param))

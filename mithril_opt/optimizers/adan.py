@@ -34,8 +34,9 @@ class Adan(LeafOptimizer):
         u = (m̂ + β₂ ŵ) / (√n̂ + ε)
         p ← (p − η u) / (1 + η λ)                not proximal: p ← p − η (u + λ p)
 
-    The rates are those of the authors' code; the paper's are one minus them. Optax's `adan` multiplies Δ and ŵ by 1 − β₂. For a
-    complex parameter a square is that of the modulus. Gradients above 1e18 leave n infinite, and their elements where they are.
+    The rates are those of the authors' code; the paper's are one minus them. Optax's `adan` has 1 − β₂ for β₂ beside Δ and ŵ,
+    0.08 where the paper has 0.92. For a complex parameter a square is that of the modulus. Gradients above 1e18 leave n
+    infinite, and their elements where they are; two whose difference is no float32 leave NaN.
 
     Args:
         learning_rate: η ≥ 0.

@@ -80,7 +80,8 @@ class AdEMAMix(LeafOptimizer):
         v = ema(self.beta2, slots.nu, abs_sq(grad))
         m1_hat = grad if m1 is None else m1 / self.beta1.one_minus_power(t)
         v_hat = v / self.beta2.one_minus_power(t)
-        direction = safe_divide(m1_hat + self.alpha * m2, safe_sqrt(v_hat) + self.epsilon)
+        root = safe_sqrt(v_hat) + self.epsilon
+        direction = safe_divide(m1_hat, root) + self.alpha * safe_divide(m2, root)  # α m₂ alone could overflow
         if self.weight_decay is not None:
             direction = direction + self.weight_decay * param
         return self.learning_rate * direction, AdEMAMixSlots(m1, m2, v)

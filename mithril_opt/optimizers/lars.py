@@ -31,6 +31,7 @@ class LARS(LeafOptimizer):
 
     The ratio r is one number for each leaf, or for each layer of a stack. In the paper η is inside b; outside it a change of
     the rate acts at once, and a constant rate does the same. What the trust mask leaves out is trained by SGD with momentum.
+    Where ‖g‖ is so large that r is no float32, above about 1e35, a layer stays where it is.
 
     Args:
         learning_rate: η ≥ 0.

@@ -71,7 +71,8 @@ class NAdam(LeafOptimizer):
     @property
     def torch(self) -> Counterpart:
         slots = {"mu": "exp_avg", "nu": "exp_avg_sq", "product": "mu_product"}
-        return Counterpart("NAdam", slots, frozenset({"betas", "momentum_decay"}))
+        values = {"decoupled_weight_decay": self.decoupled_weight_decay}
+        return Counterpart("NAdam", slots, frozenset({"betas", "momentum_decay"}), values)
 
     def init_leaf(self, param: Array) -> NAdamSlots:
         return NAdamSlots(mu=zeros(param), nu=real_zeros(param), product=jnp.ones((), real_dtype(param.dtype)))

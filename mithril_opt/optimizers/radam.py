@@ -31,7 +31,7 @@ class RAdam(LeafOptimizer):
         ρ∞ = 2 / (1 − β₂) − 1            ρ = ρ∞ − 2 t β₂ᵗ / (1 − β₂ᵗ)
         r = √[(ρ − 4) (ρ − 2) ρ∞ / ((ρ∞ − 4) (ρ∞ − 2) ρ)]
         p ← p − η r m̂ / (√v̂ + ε)         ρ > 5
-        p ← p − η m̂                      ρ ≤ 5: in the first five updates, as a rule
+        p ← p − η m̂                      ρ ≤ 5: with β₂ = 0.999 in the first five updates
 
     Those first updates are momentum SGD with the full rate, small or large as the gradients are. PyTorch adds ε to √v, before
     the bias correction; its ε is this one times √(1 − β₂ᵗ). For a complex parameter g² is |g|². Gradients above 1e18 leave v
@@ -72,7 +72,8 @@ class RAdam(LeafOptimizer):
     @property
     def torch(self) -> Counterpart:
         slots = {"mu": "exp_avg", "nu": "exp_avg_sq"}
-        return Counterpart("RAdam", slots, frozenset({"betas"}), foreign=frozenset({"amsgrad"}))
+        values = {"decoupled_weight_decay": self.decoupled_weight_decay}
+        return Counterpart("RAdam", slots, frozenset({"betas"}), values, foreign=frozenset({"amsgrad"}))
 
     @property
     def optax(self) -> Counterpart:

@@ -18,7 +18,7 @@ class HalfLifeWarmup(Schedule):
     """A decay rate β whose half-life h rises linearly (Pagliardini, Ablin & Grangier 2024, for AdEMAMix).
 
         h(k) = (1 − x) h(start) + x h(end)      x = min(1, (k + 1) / steps)
-        β(k) = ½^(1 / h(k))                     h(β) = log ½ / log β
+        β(k) = ½^(1 / h(k))                     h(β) = log ½ / log β, k = 0 in the first update
 
     The half-life is the number of updates in which a gradient loses half of its weight: 6.6 for β = 0.9, 6931 for 0.9999.
     A rule that has this schedule in the place of a decay rate gets 1 − β to the last digit, which the float32 β does not hold.
