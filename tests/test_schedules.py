@@ -175,6 +175,16 @@ def test_a_constant_factor_costs_no_loop():
     np.testing.assert_allclose(MultiplicativeLR(1.0, lambda step: np.float64(0.99999))(100_000), 0.99999**100_000, rtol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [-0.5, -1, -1.5, 0])
+def test_factors_of_any_sign(factor):
+    """A constant that is below 0 turns the sign in each step, in one multiplication as in a loop of them."""
+    steps = np.arange(6)
+    np.testing.assert_allclose(MultiplicativeLR(0.5, lambda step: factor)(steps), 0.5 * float(factor) ** steps, rtol=1e-6)
+    np.testing.assert_allclose(
+        MultiplicativeLR(0.5, lambda step: jnp.float32(factor))(steps), 0.5 * float(factor) ** steps, rtol=1e-6
+    )
+
+
 def test_a_factor_that_branches_in_python_on_the_step_is_refused():
     """PyTorch's idiom `lambda epoch: 0.9 if epoch > 5 else 1.0` cannot be traced; it must not pass for a constant."""
     with pytest.raises(jax.errors.TracerBoolConversionError):

@@ -83,7 +83,8 @@ class MultiplicativeLR(Schedule):
     def value(self, step: Array) -> Array:
         constant = _constant_value(self.lr_lambda)
         if constant is not None:
-            return integer_power(constant, step, self.base_lr)
+            turns = (constant < 0) & (step % 2 == 1)
+            return jnp.where(turns, -1, 1) * integer_power(abs(constant), step, self.base_lr)
         return self.base_lr * jnp.minimum(_product(self.lr_lambda, step), LARGEST)
 
 
