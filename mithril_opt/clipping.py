@@ -61,9 +61,14 @@ def clip_factors(norm: Norm, clip_norm: Array) -> tuple[Array, Array]:
 
     Two, because 1 / 3e38 is no normal float32 and would be flushed to 0.
     """
-    clips = (norm.value > clip_norm) & jnp.isfinite(norm.scaled)
+    clips = exceeds(norm, clip_norm)
     factor, divisor = norm.divisor()
     return jnp.where(clips, factor, 1), jnp.where(clips, clip_norm.astype(divisor.dtype) / divisor, 1)
+
+
+def exceeds(norm: Norm, clip_norm: Array) -> Array:
+    """Whether a gradient of norm `norm` is clipped: it is above the bound, and finite."""
+    return (norm.value > clip_norm) & jnp.isfinite(norm.scaled)
 
 
 def times(grad: Array, factors: Sequence[Array]) -> Array:

@@ -299,6 +299,14 @@ def test_at_and_equality_and_pickle():
     assert pickle.loads(pickle.dumps(optimizer)) == optimizer != Accumulate(Adam(learning_rate=WARMUP), every=3)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8])
+def test_a_length_may_be_an_integer_of_numpy(kind):
+    optimizer = Accumulate(SGD(), every=kind(4))
+    assert optimizer == Accumulate(SGD(), every=4)
+    assert type(optimizer.every) is int
+    assert jax.tree.structure(optimizer) == jax.tree.structure(Accumulate(SGD(), every=4))
+
+
 # Bad input.
 
 BAD = [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from zoo import OPTIMIZERS, bits, core, make_params, specs, with_core
+from zoo import OPTIMIZERS, bits, core, make_params, specs, unrecorded, with_core
 
 from mithril_opt import DecayRate, OptState
 from mithril_opt.core.slots import parameter_of_each_leaf
@@ -63,9 +63,8 @@ def test_float64_stays_float64(optimizer):
         new_params, new_state = optimizer.update(params, gradients(params, 1), state)
         assert specs(new_params) == specs(params)
         assert specs(new_state) == specs(state)
-        assert all(
-            leaf.dtype in (jnp.float64, jnp.int32, jnp.bool) for leaf in jax.tree.leaves(core(state)._replace(schedules={}))
-        )
+        own = unrecorded(core(state)._replace(schedules={}))
+        assert all(leaf.dtype in (jnp.float64, jnp.int32, jnp.bool) for leaf in jax.tree.leaves(own))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -76,7 +75,13 @@ def test_narrow_parameters_follow_the_float32_arithmetic(optimizer, dtype):
     narrow, narrow_state = optimizer.update(params, grads, optimizer.init(params))
     wide, wide_state = optimizer.update(*widened, optimizer.init(widened[0]))
     assert bits(narrow) == bits(jax.tree.map(lambda leaf: leaf.astype(dtype), wide))
-    assert bits(narrow_state) == bits(wide_state)
+    assert bits(slots_of(narrow_state)) == bits(slots_of(wide_state))
+
+
+def slots_of(state, besides=("average", "slow")):
+    """The leaves of `state`, without what is recorded, and without what depends on how parameters are rounded."""
+    fields = {jax.tree_util.GetAttrKey(name) for name in besides}
+    return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(unrecorded(state)) if not fields & set(path)]
 
 
 def test_one_trace_whatever_the_numbers(optimizer):
@@ -222,7 +227,8 @@ def test_no_gradients_at_all_still_counts(optimizer):
     state = optimizer.init(params)
     new_params, new_state = optimizer.update(params, jax.tree.map(lambda _: None, params), state)
     assert bits(new_params) == bits(params)
-    assert bits(core(new_state).slots) == bits(core(state).slots)
+    before, after = (slots_of(core(s).slots, besides=("step",)) for s in (state, new_state))  # a group may have its own clock
+    assert bits(after) == bits(before)
     assert int(core(new_state).step) == 1
 
 
@@ -290,7 +296,8 @@ def test_donated_buffers_are_reused_and_nothing_is_shared(optimizer):
     assert len(set(pointers)) == len(pointers)
     grads = gradients(params, 1)
     jax.block_until_ready(jax.jit(optimizer.update, donate_argnums=(0, 2))(params, grads, state))
-    assert all(leaf.is_deleted() for leaf in leaves)
+    # The clock of a group is overruled by that of all groups, and not read.
+    assert all(leaf.is_deleted() for leaf in leaves if leaf.ndim)
 
 
 def test_init_inside_jit_shares_nothing_either(optimizer):
@@ -321,7 +328,7 @@ def test_slots_inherit_the_sharding(optimizer, axis_type):
     params = {"embed": jax.device_put(jnp.ones((16, 3)), sharding), "w": jax.device_put(jnp.ones((8,)), sharding)}
     state = optimizer.init(params)
     new_params, new_state = jax.jit(optimizer.update)(params, params, state)
-    for slot in jax.tree.leaves((core(state).slots, core(new_state).slots, new_params)):
+    for slot in jax.tree.leaves((unrecorded(core(state).slots), unrecorded(core(new_state).slots), new_params)):
         if slot.ndim:
             assert slot.sharding.is_equivalent_to(sharding, slot.ndim)
 

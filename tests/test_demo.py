@@ -207,6 +207,7 @@ def test_overflows_of_float16_are_skipped(corpus):
     assert math.isfinite(first["loss"])
     assert end["validation_loss"] == start["validation_loss"]
     assert first["rates"] == second["rates"]
+    assert first["update_ratio"] == 0.0
 
 
 def test_another_seed_another_run(corpus, two_steps):
@@ -261,12 +262,13 @@ def test_files(two_steps):
     records = read_metrics(two_steps.out)
     assert [list(record) for record in records] == [
         ["step", "validation_loss"],
-        ["step", "loss", "rates", "grad_norm", "loss_scale", "skipped"],
-        ["step", "loss", "rates", "grad_norm", "loss_scale", "skipped"],
+        ["step", "loss", "rates", "grad_norm", "update_ratio", "loss_scale", "skipped"],
+        ["step", "loss", "rates", "grad_norm", "update_ratio", "loss_scale", "skipped"],
         ["step", "validation_loss"],
     ]
     assert [record["step"] for record in records] == [0, 1, 2, 2]
     assert records[1]["rates"] == {"body": train.BODY_RATE, "embedding": train.EMBEDDING_RATE}
+    assert 0.001 < records[1]["update_ratio"] < 0.5
 
 
 def test_beating_the_baseline(monkeypatch, capsys, tmp_path):

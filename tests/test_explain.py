@@ -8,19 +8,38 @@ import pytest
 from zoo import RULES
 
 from mithril_opt import (
+    AGC,
+    EMA,
     SGD,
+    SWA,
     Accumulate,
     Adam,
     AdamW,
+    AddNoise,
+    CentralizeGradients,
+    Clip,
+    ConstantLR,
+    CosineAnnealingLR,
     CosineDecayLR,
     Frozen,
+    LeafOptimizer,
+    LinearLR,
     LinearWarmupScheduler,
+    Lion,
+    Lookahead,
     MixedPrecisionTrainer,
     MultiOptimizer,
+    PerEpoch,
+    Record,
     ReduceLROnPlateau,
+    ScaleRate,
+    SequentialLR,
     StepLR,
+    Switch,
     explain,
     from_optax,
+    layer_decay,
+    pytree,
 )
 
 MATRICES = {"decay_mask": lambda path, leaf: jnp.ndim(leaf) == 2}
@@ -70,10 +89,12 @@ def test_state_bytes_are_those_of_the_state(wrap):
     assert f"60 parameters, {total:,} bytes of state, 100 steps" in table.footer
 
 
-def test_it_prints_what_it_returns(capsys):
+def test_it_prints_only_when_asked(capsys):
     table = explain(OPTIMIZER, PARAMS, total_steps=100)
+    assert capsys.readouterr().out == ""
+    print(table)
     printed = capsys.readouterr().out
-    assert printed == f"{table}\n"
+    assert printed == f"{table}\n" == f"{table!r}\n"
     assert printed.splitlines()[-5:] == [
         "head        (4, 2)  float32   head      Frozen                 0     0        0      0            0",
         "layer/bias  (4,)    float32   body/all  AdamW                  0   0.1  0.01003      0           32",
@@ -152,3 +173,241 @@ def test_a_rate_that_cannot_move_the_weights(rule, dtype, stuck):
 def test_numbers_of_steps_that_are_none(steps):
     with pytest.raises(ValueError, match=f"total_steps must be an integer from 1 to 2147483647, got {steps}"):
         explain(SGD(), PARAMS, total_steps=steps)
+
+
+# Wrappers: what is around the rules.
+
+
+@pytree
+class Sign(LeafOptimizer):
+    """A rule that takes the sign, and says so."""
+
+    learning_rate: float = 0.01
+    scale_free = True
+
+    def init_leaf(self, param):
+        return None
+
+    def update_leaf(self, param, grad, slots, t):
+        return self.learning_rate * jnp.sign(grad), slots
+
+
+MATRIX = {"w": jnp.ones((4, 4))}
+
+
+def sentences(table):
+    start = 1 + table.footer.index(next(line for line in table.footer if "bytes of state" in line))
+    return [line for line in table.footer[start:] if not line.startswith(("warning: ", "not trained: "))]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "expected"),
+    [
+        (lambda o: Clip(o, clip_norm=2.0), "gradients clipped to a norm of 2 together"),
+        (lambda o: Clip(o, clip_value=0.5), "each element of the gradients clipped to ±0.5"),
+        (
+            lambda o: Clip(o, clip_norm=StepLR(1.0, 3)),
+            "gradients clipped to a norm of StepLR(base_lr=1.0, step_size=3, gamma=0.1)",
+        ),
+        (lambda o: MixedPrecisionTrainer(None, o, clip_norm=1.5), "gradients clipped to a norm of 1.5 together"),
+        (lambda o: AGC(o), "gradients clipped to 0.01 of the norm of what they belong to"),
+        (lambda o: CentralizeGradients(o), "gradients of kernels centered around their means"),
+        (lambda o: AddNoise(o, eta=0.3), "noise of variance 0.3 / (1 + t)^0.55 added to the gradients"),
+        (lambda o: Accumulate(o, every=4), "one update for every 4 gradients, with their mean"),
+        (lambda o: EMA(o, decay=0.99), "eval_params are their moving average, decay 0.99"),
+        (lambda o: SWA(o, start=10, every=5), "eval_params are their mean after the updates 10, 15, …"),
+        (lambda o: Record(o, size=9), "the last 9 updates recorded"),
+    ],
+)
+def test_what_a_wrapper_says_of_itself(wrap, expected):
+    (found,) = sentences(explain(wrap(SGD()), MATRIX, total_steps=100))
+    assert found.startswith(f"all parameters: {expected}")
+    assert not sentences(explain(SGD(), MATRIX, 100))
+
+
+def test_whose_gradients_are_clipped():
+    optimizer = MultiOptimizer(
+        {"a": Clip(SGD(), clip_norm=1.0), "b": SGD(), "c": ScaleRate(Clip(SGD(), clip_norm=3.0), {"c": 0.5})},
+        groups={"a": "a*", "b": "b", "c": "c"},
+    )
+    params = {"a1": jnp.ones(2), "a2": jnp.ones(2), "b": jnp.ones(2), "c": jnp.ones(2)}
+    assert sentences(explain(MixedPrecisionTrainer(None, optimizer, clip_norm=9.0), params, 100)) == [
+        "all parameters: gradients clipped to a norm of 9 together",
+        "group 'a': gradients clipped to a norm of 1 together",
+        "group 'c': gradients clipped to a norm of 3 together",
+    ]
+    inner = MultiOptimizer({"x": SGD(), "y": SGD()}, groups={"x": "a1", "y": ...})
+    outer = MultiOptimizer({"in": Clip(inner, clip_norm=1.0), "out": SGD()}, groups={"in": "a*", "out": ...})
+    assert sentences(explain(outer, params, 100)) == ["groups 'in/x', 'in/y': gradients clipped to a norm of 1 together"]
+
+
+def test_which_average_is_read():
+    lookahead = EMA(Lookahead(SGD(), every=2))
+    assert sentences(explain(lookahead, MATRIX, 100)) == [
+        "all parameters: eval_params are their moving average, decay 0.999",
+        "all parameters: called back to slow weights after every 2 updates",
+    ]
+    assert not warnings(explain(lookahead, MATRIX, 100))
+    twice = explain(EMA(SWA(SGD(), start=1, every=1)), MATRIX, 100)
+    assert sentences(twice) == ["all parameters: eval_params are their moving average, decay 0.999"]
+    assert warnings(twice) == ["SWA of all parameters has no effect: eval_params are those of the EMA around it"]
+    groups = MultiOptimizer({"a": EMA(SGD()), "b": Lookahead(SGD())}, groups={"a": "a", "b": "b"})
+    assert "group 'b': eval_params are their slow weights" in sentences(
+        explain(groups, {"a": jnp.ones(2), "b": jnp.ones(2)}, 9)
+    )
+
+
+def test_rates_with_their_factors():
+    depth = lambda path, leaf: {"embed": 0, "layer": 1, "head": 2}[path.split("/")[0]]  # noqa: E731
+    table = rows(explain(ScaleRate(AdamW(learning_rate=WARMUP, **MATRICES), layer_decay(depth, 2, 0.5)), PARAMS, 100))
+    assert [table[path]["peak"] for path in ("embed", "layer/w", "head")] == pytest.approx([0.025, 0.05, 0.1])
+    held = ConstantLR(1.0, factor=0.0, total_iters=50)
+    table = rows(explain(ScaleRate(SGD(learning_rate=WARMUP), {"embed": held, "layer/*": 0.0}), PARAMS, 100))
+    assert table["embed"]["rate at start"] == 0.0
+    assert 0.05 < table["embed"]["peak"] < 0.07
+    assert (table["layer/w"]["peak"], table["head"]["peak"]) == (0.0, pytest.approx(0.1))
+
+
+def test_a_switch_has_its_own_steps():
+    optimizer = Switch(SGD(learning_rate=LinearWarmupScheduler(10, 0.0, 0.1)), on=lambda step: step >= 95)
+    table = explain(optimizer, MATRIX, 100)
+    assert rows(table)["w"]["end"] == pytest.approx(0.04)
+    assert warnings(table) == ["the rate still rises when the run ends: its warm-up is longer than the run"]
+    assert sentences(table)[0].startswith("all parameters: on where <function")
+
+
+# Wrappers without effect.
+
+
+@pytest.mark.parametrize(
+    ("wrap", "why"),
+    [
+        (lambda o: Clip(o, clip_norm=1.0), "Clip of all parameters has no effect: the steps of Sign hardly depend on the size"),
+        (lambda o: AGC(o), "AGC of all parameters has no effect: the steps of Sign hardly depend"),
+        (
+            lambda o: MixedPrecisionTrainer(None, o, clip_norm=1.0),
+            "clip_norm of the trainer has no effect: the steps of Sign",
+        ),
+        (lambda o: Accumulate(o, every=1), "Accumulate of all parameters has no effect: its every is 1"),
+        (lambda o: EMA(o, decay=0.0), "EMA of all parameters has no effect: its decay is 0"),
+        (lambda o: SWA(o, start=101, every=1), "SWA of all parameters has no effect: its mean begins with update 101"),
+        (lambda o: Lookahead(o, alpha=1.0), "Lookahead of all parameters has no effect: its alpha is 1"),
+        (lambda o: Lookahead(o, every=101), "Lookahead of all parameters has no effect: it calls back after 101 updates"),
+        (lambda o: AddNoise(o, eta=0.0), "AddNoise of all parameters has no effect: its eta is 0"),
+        (lambda o: ScaleRate(o, {"w": 1.0}), "ScaleRate of all parameters has no effect: all its factors are 1"),
+        (lambda o: ScaleRate(o, lambda path, leaf: 1.0), "ScaleRate of all parameters has no effect: all its factors are 1"),
+        (lambda o: Switch(o, on=lambda step: step >= 0), "Switch of all parameters has no effect: it is on throughout the run"),
+    ],
+)
+def test_a_wrapper_without_effect(wrap, why):
+    (found,) = warnings(explain(wrap(Sign()), MATRIX, 100))
+    assert found.startswith(why)
+
+
+def test_a_clip_before_a_rule_that_takes_the_sign():
+    (found,) = warnings(explain(Clip(Lion(), clip_norm=1.0), MATRIX, 100))
+    assert found == "Clip of all parameters has no effect: the steps of Lion hardly depend on the size of a gradient"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Clip(SGD(), clip_norm=1.0),
+        lambda: Clip(Sign(), clip_value=1.0),
+        lambda: AGC(Adam()),
+        lambda: MixedPrecisionTrainer(None, SGD(), clip_norm=1.0),
+        lambda: MixedPrecisionTrainer(None, Sign()),
+        lambda: Clip(MultiOptimizer({"a": Sign(), "b": SGD()}, groups={"a": "w", "b": "v"}), clip_norm=1.0),
+        lambda: SWA(SGD(), start=100, every=1),
+        lambda: EMA(SGD(), decay=lambda step: 0.5),
+        lambda: ScaleRate(SGD(), {"w": lambda step: 1.0}),
+        lambda: CentralizeGradients(SGD()),
+        lambda: Switch(SGD(), on=lambda step: step >= 1),
+        lambda: AddNoise(SGD(), eta=lambda step: 0.0),
+        lambda: Record(SGD()),
+    ],
+)
+def test_a_wrapper_with_an_effect(make):
+    assert not warnings(explain(make(), {"w": jnp.ones((4, 4)), "v": jnp.ones((2, 2))}, 100))
+
+
+def test_nothing_to_centralize():
+    found = warnings(explain(CentralizeGradients(SGD()), {"b": jnp.ones(3)}, 100))
+    assert found == ["CentralizeGradients of all parameters has no effect: no leaf has two axes"]
+
+
+def test_of_which_group():
+    optimizer = MultiOptimizer({"a": Clip(Sign(), clip_norm=1.0), "b": Clip(SGD(), clip_norm=1.0)}, groups={"a": "w", "b": "v"})
+    (found,) = warnings(explain(optimizer, {"w": jnp.ones(2), "v": jnp.ones(2)}, 100))
+    assert found.startswith("Clip of group 'a' has no effect")
+
+
+# Nothing trains.
+
+
+@pytest.mark.parametrize(
+    ("make", "params"),
+    [
+        (lambda: Frozen(), MATRIX),
+        (lambda: SGD(learning_rate=0.0), MATRIX),
+        (lambda: SGD(learning_rate=lambda step: 0.0), MATRIX),
+        (lambda: ScaleRate(SGD(), {"w": 0.0}), MATRIX),
+        (
+            lambda: MultiOptimizer({"a": Frozen(), "b": SGD(0.0)}, groups={"a": "a", "b": "b"}),
+            {"a": jnp.ones(2), "b": jnp.ones(2)},
+        ),
+        (lambda: SGD(), {"n": 3}),
+        (lambda: SGD(), {}),
+    ],
+)
+def test_nothing_trains(make, params):
+    assert warnings(explain(make(), params, 100)) == ["nothing trains"]
+
+
+def test_a_switch_that_is_never_on():
+    assert "nothing trains" in warnings(explain(Switch(SGD(), on=lambda step: step >= 100), MATRIX, 100))
+    assert "nothing trains" not in warnings(explain(Switch(SGD(), on=lambda step: step >= 99), MATRIX, 100))
+
+
+def test_a_part_whose_rate_is_zero():
+    optimizer = ScaleRate(SGD(), {"embed": 0.0, "layer/*": 0.5})
+    assert warnings(explain(optimizer, PARAMS, 100)) == ["the rate is 0 throughout the run: embed"]
+    assert not warnings(explain(from_optax(optax.sgd(0.1)), MATRIX, 100))
+
+
+# A warm-up that ends at another rate.
+
+
+COSINE = CosineDecayLR(0.2, decay_steps=90)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "jump"),
+    [
+        (LinearWarmupScheduler(10, 0.0, 0.1, COSINE), (0.1, 0.2)),
+        (LinearWarmupScheduler(10, 0.0, 0.3, lambda step: 0.03), (0.3, 0.03)),
+        (PerEpoch(LinearWarmupScheduler(2, 0.0, 0.1, COSINE), 5), (0.1, 0.2)),
+        (SequentialLR([LinearLR(0.1, 0.1, 1.0, 10), COSINE], [10]), (0.1, 0.2)),
+        (SequentialLR([StepLR(0.1, 5), LinearWarmupScheduler(10, 0.0, 0.1, COSINE)], [5]), (0.1, 0.2)),
+        (LinearWarmupScheduler(10, 0.0, 0.2, COSINE), None),
+        (LinearWarmupScheduler(10, 0.0, 0.2), None),
+        (LinearWarmupScheduler(0, 0.0, 0.1, COSINE), None),
+        (SequentialLR([LinearLR(0.2, 0.1, 1.0, 10), COSINE], [10]), None),
+        (SequentialLR([CosineAnnealingLR(0.2, T_max=10), COSINE], [10]), None),  # a restart
+        (StepLR(0.1, 10), None),
+    ],
+)
+def test_a_warm_up_that_ends_at_another_rate(schedule, jump):
+    found = [text for text in warnings(explain(SGD(learning_rate=schedule), MATRIX, 100)) if "jumps" in text]
+    assert found == ([] if jump is None else [f"the rate jumps where its warm-up ends: from {jump[0]:g} to {jump[1]:g}"])
+    multi = MultiOptimizer({"all": SGD(learning_rate=schedule)}, groups={"all": "*"})
+    found = [text for text in warnings(explain(multi, MATRIX, 100)) if "jumps" in text]
+    assert [text.startswith("the rate of group 'all' jumps") for text in found] == ([] if jump is None else [True])
+
+
+def test_an_abstract_model_and_a_trainer_with_everything():
+    optimizer = Record(EMA(ScaleRate(Accumulate(Clip(AdamW(), clip_norm=1.0), every=2), {"w": 0.5})))
+    abstract = jax.eval_shape(lambda: MATRIX)
+    table = explain(MixedPrecisionTrainer(None, optimizer), abstract, 100)
+    assert rows(table)["w"]["state bytes"] == 4 * 4 * 4 * 4  # mu, nu, the mean of gradients, the average
+    assert len(sentences(table)) == 4

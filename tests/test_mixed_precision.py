@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jaxprs import branches, primitives, uses
 from steps import PARAMS, drive, gradients, spoil, step, trainer_of
-from zoo import OPTIMIZERS, WARMUP, bits, make_params, specs
+from zoo import OPTIMIZERS, WARMUP, bits, make_params, specs, unrecorded
 
 from mithril_opt import SGD, Accumulate, Adam, AdamW, MultiOptimizer, ReduceLROnPlateau, clip_gradients, select
 
@@ -37,11 +37,12 @@ def test_a_skipped_step_changes_nothing_but_the_loss_scale(name):
         new_params, new_state, success = step(params, state, gradients(3), error, loss)
         assert not bool(success)
         assert bits(new_params) == bits(params)
-        assert bits(new_state.optimizer) == bits(state.optimizer)
+        assert bits(unrecorded(new_state.optimizer)) == bits(unrecorded(state.optimizer))
         assert specs(new_state) == specs(state) == specs(trainer.init(params))
         assert int(new_state.loss_scale.attempts) == 2
         after, after_state, _ = step(new_params, new_state, gradients(2), 0.0, 1.0)
-        assert bits((after, after_state.optimizer)) == bits((undisturbed[0], undisturbed[1].optimizer))
+        expected = undisturbed[0], unrecorded(undisturbed[1].optimizer)
+        assert bits((after, unrecorded(after_state.optimizer))) == bits(expected)
     assert step._cache_size() == 1
 
 
@@ -56,7 +57,8 @@ def test_a_committed_step_is_the_optimizers_own(name):
         clipped = clip_gradients(optimizer.drop_frozen(params, gradients(seed)), clip_norm=2.0)
         expected, expected_state = optimizer.update(expected, clipped, expected_state)
         assert bool(success)
-    for a, b in zip(jax.tree.leaves((params, state.optimizer)), jax.tree.leaves((expected, expected_state)), strict=True):
+    own, others = (params, unrecorded(state.optimizer)), (expected, unrecorded(expected_state))
+    for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(others), strict=True):
         np.testing.assert_allclose(a, b, rtol=3e-6, atol=3e-7)
 
 

@@ -5,10 +5,11 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from zoo import bits, make_params
 
-from mithril_opt import SGD, Adam, AdamW, CosineAnnealingLR, Frozen, MultiOptimizer, clip_gradients
+from mithril_opt import SGD, Adam, AdamW, Clip, CosineAnnealingLR, Frozen, MultiOptimizer, clip_gradients, from_optax
 
 PARAMS = make_params()
 GRADS = make_params(seed=1)
@@ -35,8 +36,15 @@ def test_equals_training_the_groups_apart_to_the_bit():
     assert int(state.step) == int(states[0].step) == 10
 
 
+ONE_OF_THREE = [
+    ["nothing", "emb*"],
+    [re.compile("nothing"), lambda path, leaf: path == "embed"],
+    ("none", ["nothing", "embed"]),
+]
+
+
 @pytest.mark.parametrize(
-    "pattern", ["em*", re.compile("^emb"), re.compile("bed$"), lambda path, leaf: leaf.ndim == 2 and path == "embed"]
+    "pattern", ["em*", re.compile("^emb"), lambda path, leaf: leaf.ndim == 2 and path == "embed", *ONE_OF_THREE]
 )
 def test_patterns(pattern):
     table = two(Adam(), SGD(), pattern).describe(PARAMS)
@@ -56,6 +64,29 @@ def test_one_clock_that_can_be_set():
     multi = two(Adam(learning_rate=CosineAnnealingLR(1.0, T_max=10)), SGD(learning_rate=0.5))
     rates = multi.get_learning_rate(multi.init(PARAMS)._replace(step=jnp.int32(10)))
     assert {name: float(rate) for name, rate in rates.items()} == {"embedding": 0.0, "body": 0.5}
+
+
+def test_a_group_that_keeps_its_rate_to_itself_is_left_out():
+    multi = two(from_optax(optax.sgd(0.1)), SGD(learning_rate=0.5))
+    state = multi.init(PARAMS)
+    assert {name: float(rate) for name, rate in multi.get_learning_rate(state).items()} == {"body": 0.5}
+    assert {name: float(rate) for name, rate in multi.learning_rates(state).items()} == {"body": 0.5}
+    alone = from_optax(optax.sgd(0.1))
+    assert alone.learning_rates(alone.init(PARAMS)) == {}
+
+
+def test_nested_groups_are_called_by_both_names():
+    inner = MultiOptimizer({"learning_rate": SGD(0.1), "w": SGD(0.2)}, groups={"learning_rate": "*/b/*", "w": ...})
+    multi = two(SGD(0.3), Clip(inner, clip_norm=1.0))
+    rates = multi.learning_rates(multi.init(PARAMS))
+    assert list(rates) == ["embedding", "body/learning_rate", "body/w"] == multi.group_names
+    assert [float(rate) for rate in rates.values()] == pytest.approx([0.3, 0.1, 0.2])
+
+
+def test_two_groups_of_one_name():
+    inner = MultiOptimizer({"w": SGD(), "b": SGD()}, groups={"w": "body/w", "b": ...})
+    with pytest.raises(ValueError, match="two groups are then called 'body/w'"):
+        MultiOptimizer({"body": inner, "body/w": SGD()}, groups={"body": "body/*", "body/w": ...})
 
 
 def test_frozen_leaves_do_not_move_and_do_not_count_in_the_norm():
@@ -81,7 +112,7 @@ def test_a_group_may_have_no_gradients_at_all():
 def test_may_be_a_static_argument():
     step = jax.jit(lambda multi, params, state: multi.update(params, GRADS, state)[0], static_argnums=0)
     for _ in range(2):
-        multi = two(Adam(), SGD(learning_rate=0.5))
+        multi = two(Adam(), SGD(learning_rate=0.5), ["embed", re.compile("nothing")])
         step(multi, PARAMS, multi.init(PARAMS))
     assert step._cache_size() == 1
 
@@ -126,6 +157,14 @@ ERRORS = [
     (lambda: MultiOptimizer({}, groups={}), ValueError, "the same names"),
     (lambda: MultiOptimizer({"a": 0.1}, groups={"a": ...}), TypeError, r"optimizers\['a'\] must be an Optimizer, got 0.1"),
     (lambda: MultiOptimizer({"a": SGD()}, groups={"a": 3}), TypeError, r"groups\['a'\] must be a glob, .* got 3"),
+    (lambda: MultiOptimizer({"a": SGD()}, groups={"a": []}), TypeError, r"groups\['a'\] must be a glob, .* got \[\]"),
+    (lambda: MultiOptimizer({"a": SGD()}, groups={"a": ["w", 3]}), TypeError, r"groups\['a'\]\[1\] must be a glob, .* got 3"),
+    (lambda: MultiOptimizer({"a": SGD()}, groups={"a": ["w", ...]}), TypeError, r"groups\['a'\]\[1\] must be .* got Ellipsis"),
+    (
+        lambda: MultiOptimizer({"a": SGD(), "b": SGD()}, {"a": ["w", "e*"], "b": [re.compile("embed"), "body*"]}).init(PARAMS),
+        ValueError,
+        r"'embed' \(float32\[4,3\]\) belongs to the groups \['a', 'b'\]",
+    ),
     (
         lambda: MultiOptimizer({"a": SGD(), "b": SGD()}, groups={"a": ..., "b": ...}),
         ValueError,

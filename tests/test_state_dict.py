@@ -47,6 +47,7 @@ def test_names_are_stable_and_readable():
         "loss_scale/bad_input",
         "loss_scale/attempts",
         "loss_scale/last_bad_leaf",
+        "loss_scale/grad_norm",
         "format_version",
         "format_rules",
     ]

@@ -17,7 +17,7 @@ def test_metrics():
     trainer = trainer_of(growth_interval=5)
     _, state, *_ = drive(trainer, "TFTTNN")
     metrics = trainer.metrics(state)
-    assert {name: float(value) for name, value in metrics.items()} == {
+    assert {name: float(value) for name, value in metrics.items() if name != "grad_norm"} == {
         "loss_scale": 2.0**14, "good_steps": 2, "consecutive_skips": 2, "skipped": 3, "bad_input": 2, "attempts": 6
     }  # fmt: skip
     assert all(jnp.shape(value) == () for value in metrics.values())

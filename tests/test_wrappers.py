@@ -128,7 +128,7 @@ def test_frozen_leaves_groups_and_evaluation_parameters_are_the_same(pair):
         assert bits(optimizer.init(PARAMS)) == bits(inner.init(PARAMS))
 
 
-def test_the_table_of_explain_is_the_same(wrap, capsys):
+def test_the_table_of_explain_is_the_same(wrap):
     inner = groups(AdamW(learning_rate=WARMUP), SGD())
     table, alone = explain(wrap(inner), PARAMS, 10), explain(inner, PARAMS, 10)
     assert [row[:-1] for row in table.rows] == [row[:-1] for row in alone.rows]

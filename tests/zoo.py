@@ -8,9 +8,12 @@ import numpy as np
 
 from mithril_opt import (
     ADOPT,
+    AGC,
+    EMA,
     LAMB,
     LARS,
     SGD,
+    SWA,
     Accumulate,
     AdaDelta,
     Adafactor,
@@ -19,7 +22,9 @@ from mithril_opt import (
     Adamax,
     AdamW,
     Adan,
+    AddNoise,
     AdEMAMix,
+    CentralizeGradients,
     ChainedScheduler,
     Clip,
     ConstantLR,
@@ -38,6 +43,7 @@ from mithril_opt import (
     LinearLR,
     LinearWarmupScheduler,
     Lion,
+    Lookahead,
     MultiOptimizer,
     MultiplicativeLR,
     MultiStepLR,
@@ -49,15 +55,20 @@ from mithril_opt import (
     PolynomialDecayLR,
     PolynomialLR,
     RAdam,
+    Record,
+    RecordState,
     ReduceLROnPlateau,
     RMSProp,
+    ScaleRate,
     SequentialLR,
     StepLR,
+    Switch,
     WarmupCosLR,
     WarmupStableDecayLR,
     abs_sq,
     decay_rate,
     ema,
+    layer_decay,
     number,
     optimizers,
     pytree,
@@ -155,6 +166,18 @@ def factored(path, leaf):
     return (0, 1) if path.endswith("w") else ()
 
 
+def always(step):
+    return True
+
+
+def growing(step):
+    return jnp.minimum(0.99, (1 + step) / (10 + step))
+
+
+def depth_of(path, leaf):
+    return 0 if path.endswith("embed") else 2
+
+
 def is_embedding(path, leaf):
     return path.endswith("embed")
 
@@ -247,6 +270,19 @@ OPTIMIZERS = {
     "clip-value": lambda: Clip(SGD(learning_rate=0.1, momentum=0.9), clip_value=0.5),
     "accumulate": lambda: Accumulate(AdamW(learning_rate=WARMUP), every=1),
     "clip-accumulate": lambda: Clip(Accumulate(Clip(Adam(learning_rate=PLATEAU), clip_norm=2.0), every=1), clip_norm=1.0),
+    "ema": lambda: EMA(SGD(learning_rate=PLATEAU), decay=growing),
+    "swa": lambda: SWA(SGD(learning_rate=0.1), start=1, every=2),
+    "lookahead": lambda: Lookahead(SGD(learning_rate=0.1, momentum=0.9), every=2, alpha=0.75),
+    "scale-rate": lambda: ScaleRate(SGD(learning_rate=0.1), {is_embedding: 0.5, ...: StepLR(1.5, step_size=2, gamma=0.5)}),
+    "agc": lambda: AGC(SGD(learning_rate=0.1), clipping=0.5),
+    "centralize": lambda: CentralizeGradients(SGD(learning_rate=0.1)),
+    "noise": lambda: AddNoise(SGD(learning_rate=0.1), eta=1e-4, seed=3),
+    "switch": lambda: Switch(SGD(learning_rate=WARMUP), on=always),
+    "record": lambda: Record(Clip(SGD(learning_rate=0.1), clip_norm=1.0), size=3),
+    "multi-wrappers": lambda: groups(
+        EMA(Record(SGD(learning_rate=0.1)), decay=0.5),
+        Lookahead(ScaleRate(SGD(learning_rate=WARMUP), layer_decay(depth_of, num_layers=2, decay=0.75)), every=3),
+    ),
     "multi": lambda: groups(Adam(learning_rate=0.1), AdamW(learning_rate=WARMUP)),
     "multi-frozen": lambda: groups(Frozen(), SGD(learning_rate=0.1, momentum=0.9)),
     "multi-nested": lambda: MultiOptimizer(
@@ -328,6 +364,12 @@ def specs(tree):
 def core(state):
     """The `OptState` inside the states of wrappers."""
     return state if isinstance(state, OptState) else core(state.optimizer)
+
+
+def unrecorded(state):
+    """`state` without what `Record` has written down, and what it was told."""
+    is_record = lambda node: isinstance(node, RecordState)  # noqa: E731
+    return jax.tree.map(lambda node: unrecorded(node.optimizer) if is_record(node) else node, state, is_leaf=is_record)
 
 
 def with_core(state, **fields):

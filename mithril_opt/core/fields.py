@@ -120,6 +120,13 @@ class Number:
         return f"a number in {interval}" if interval != "(-inf, inf)" else "a finite number"
 
 
+def count(value: Any, where: str, minimum: int = 1) -> int:
+    """`value`, a count that is part of the structure; a ValueError that begins with `where` if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise ValueError(f"{where} must be an integer of at least {minimum}, got {shown(value)}")
+    return int(value)
+
+
 def shown(value: Any) -> str:
     """`value` for a message: its repr, the beginning of it if it is long."""
     text = repr(value)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mithril_opt.core.numerics import abs_sq
 from mithril_opt.core.tree import trains, widen
 from mithril_opt.core.typing import Array, PyTree
 
@@ -72,6 +73,36 @@ def norm_of(tree: PyTree) -> Norm:
         return Norm(jnp.float32(0), jnp.float32(0), jnp.ones(0, bool))
     value, scaled, bad = _compiled(leaves)
     return Norm(value, scaled, bad == 0)
+
+
+def norms_of_step(params: PyTree, updates: PyTree) -> tuple[Array, Array]:
+    """The norms of `updates`, None where nothing moves, and of the parameters that move: float32, infinite from 1e19 on.
+
+    They have no derivative. Sums along the last axis are ones that a GPU makes while it computes the updates, with no pass
+    over memory for them; sums over a whole array it makes afterwards.
+    """
+    pairs = zip(jax.tree.structure(params).flatten_up_to(updates), jax.tree.leaves(params), strict=True)
+    moving = jax.lax.stop_gradient([(widen(update), widen(param)) for update, param in pairs if update is not None])
+    rows = jax.lax.optimization_barrier([_squares_of_rows(*pair) for pair in moving])
+    totals = [[jnp.sum(row).astype(jnp.float32) for row in column] for column in zip(*rows, strict=True)] or [[], []]
+    update, param = (jnp.sqrt(sum(total, start=jnp.float32(0))) for total in totals)
+    return update, param
+
+
+def _squares_of_rows(update: Array, param: Array) -> tuple[Array, Array]:
+    squares = abs_sq(update), abs_sq(param)
+    if squares[0].ndim == 0:
+        return squares
+    zeros = tuple(jnp.zeros((), square.dtype) for square in squares)
+    return jax.lax.reduce(squares, zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), (squares[0].ndim - 1,))
+
+
+def first_bad_leaf(params: PyTree, grads: PyTree, finite: Array) -> Array:
+    """The position among the leaves of `params` of the first gradient that is not `finite`, which `norm_of(grads)` knows;
+    −1 if all are."""
+    given = [i for i, grad in enumerate(jax.tree.structure(params).flatten_up_to(grads)) if grad is not None]
+    first = jnp.asarray(given, jnp.int32)[jnp.argmin(finite)] if given else -1
+    return jnp.where(jnp.all(finite), jnp.int32(-1), first)
 
 
 @jax.jit  # so that a call outside jit compiles itself once

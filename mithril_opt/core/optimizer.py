@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mithril_opt.core.fields import Number, is_static, rule_of, shown
+from mithril_opt.core.hooks import Hooks
 from mithril_opt.core.numerics import scalar_f32
 from mithril_opt.core.pytree import check_decorated, check_numbers, set_field, with_fields
 from mithril_opt.core.schedule import Schedule, as_schedule, as_step, fresh_memories, known_memories
@@ -24,7 +25,7 @@ from mithril_opt.core.updates import apply_updates
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer(abc.ABC):
+class Optimizer(Hooks, abc.ABC):
     """A rule that turns parameters, gradients and a state into new parameters and a new state.
 
     Subclass it, with `@pytree`, for a rule that looks at the whole tree at once, and define `init` and `compute_updates`;
@@ -49,8 +50,9 @@ class Optimizer(abc.ABC):
         Array([2.4, 3.2], dtype=float32)
     """
 
-    # Whether a step moves every element by about the learning rate.
+    # Whether a step moves every element by about the learning rate, and whether it is the same for larger gradients.
     unit_steps: ClassVar[bool] = False
+    scale_free: ClassVar[bool] = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         check_decorated(cls)
@@ -118,13 +120,16 @@ class Optimizer(abc.ABC):
         """The rate that the next update will use: a float32 scalar."""
         rate = self.resolve(state).rate
         if rate is None:
-            raise ValueError(f"{type(self).__name__} has no learning_rate")
+            raise UnknownRateError(f"{type(self).__name__} has no learning_rate")
         return scalar_f32(rate)
 
     def learning_rates(self, state: Any) -> dict[str, Array]:
         """The rates that the next update will use, float32 scalars: one for each group of a `MultiOptimizer`, by its name, or
-        one called "learning_rate"."""
-        return {"learning_rate": self.get_learning_rate(state)}
+        one called "learning_rate"; without those that an optimizer keeps to itself."""
+        try:
+            return {"learning_rate": self.get_learning_rate(state)}
+        except UnknownRateError:
+            return {}
 
     def with_learning_rate(self, learning_rate: Any) -> Self:
         """This optimizer with another learning rate, which is not checked.
@@ -263,6 +268,10 @@ def _values(optimizer: Optimizer, step: Array, memories: PyTree) -> dict[str, An
         return read(memories.get(name), step)
 
     return {name: value(name, schedule) for name, schedule in optimizer.schedules.items()}
+
+
+class UnknownRateError(ValueError):
+    """An optimizer has no learning rate, or keeps it to itself."""
 
 
 def check_optimizer(where: str, value: Any) -> None:

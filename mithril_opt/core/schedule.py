@@ -84,6 +84,10 @@ class Schedule:
         """The value at `step` given `memory`: what a schedule with a memory defines instead of `value`."""
         return self.value(step)
 
+    def joints(self) -> list[tuple[float, float, float]]:
+        """Where one piece hands over to the next: what it begins with, what it leads to, and what the next begins with."""
+        return []
+
     def init(self) -> PyTree:
         """The memory of a schedule that has observed nothing; None for a schedule of the count alone."""
         return None

@@ -55,6 +55,11 @@ def own(where: str, slots: PyTree, params: PyTree) -> PyTree:
     return jax.tree.map(separate, slots)
 
 
+def start_at(param: Any) -> Any:
+    """A slot that begins as `param` itself; zeros for a parameter that is abstract."""
+    return jnp.zeros_like(param) if isinstance(param, jax.ShapeDtypeStruct) else param
+
+
 def empty(rule: Any, structure: Any) -> PyTree:
     """The slots of parameters of a `structure` without leaves: every field, as the slots of a matrix have them, like it."""
     slots = jax.eval_shape(rule.init_leaf, jax.ShapeDtypeStruct((1, 1), jnp.float32))

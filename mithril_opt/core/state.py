@@ -6,11 +6,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 
 from mithril_opt.core.typing import Array, PyTree
 
 T = TypeVar("T")
+
+# Why an update was skipped: larger numbers outweigh smaller ones within a window.
+BAD_INPUT, OVERFLOW = 1, 2
 
 
 def exported(cls: type[T]) -> type[T]:
@@ -44,6 +48,11 @@ class Window(NamedTuple):
     closes: Array
     verdict: Array
 
+    @property
+    def applies(self) -> Array:
+        """Whether the next update moves the parameters: it is the last of a series that nothing has spoiled."""
+        return self.closes & (self.verdict == 0)
+
 
 @exported
 class OptState(NamedTuple):
@@ -66,6 +75,26 @@ class OptState(NamedTuple):
     slots: PyTree
     schedules: PyTree
     shared: PyTree = None
+
+
+@exported
+class Seen(NamedTuple):
+    """What is known of the gradients of an update before it is made.
+
+    Attributes:
+        norm: float32 scalar, their norm before clipping.
+        clipped: boolean scalar, whether they were clipped by it.
+        bad_leaf: int32 scalar, the position of the first leaf whose gradient is not finite; −1 if all are.
+    """
+
+    norm: Array
+    clipped: Array
+    bad_leaf: Array
+
+    @classmethod
+    def nothing(cls) -> "Seen":
+        """Before anything is known."""
+        return cls(jnp.zeros((), jnp.float32), jnp.zeros((), bool), jnp.full((), -1, jnp.int32))
 
 
 class Counterpart(NamedTuple):

@@ -31,6 +31,11 @@ def _path_string(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def paths_of(params: PyTree) -> PyTree:
+    """A tree shaped like `params` that holds at each leaf its path."""
+    return jax.tree.structure(params).unflatten([path for path, _ in leaves_with_paths(params)])
+
+
 def trains(leaf: Any) -> bool:
     """Whether `leaf` is a floating or complex array, or a Python float or complex."""
     dtype = getattr(leaf, "dtype", None)
@@ -59,6 +64,17 @@ def only(params: PyTree, tree: PyTree, kept: Iterable[bool]) -> PyTree:
     structure = jax.tree.structure(params)
     leaves = zip(structure.flatten_up_to(tree), kept, strict=True)
     return structure.unflatten([leaf if keep else None for leaf, keep in leaves])
+
+
+def map_leaves(fun: Callable[..., Any], params: PyTree, first: PyTree, *others: PyTree) -> PyTree:
+    """A tree shaped like `params`: `fun` of what the trees, shaped like it, hold at each leaf; None where the first holds None.
+
+    A real number of any width may meet a wider or a complex leaf in `fun`.
+    """
+    structure = jax.tree.structure(params)
+    columns = zip(*(structure.flatten_up_to(tree) for tree in (first, *others)), strict=True)
+    with jax.numpy_dtype_promotion("standard"):
+        return structure.unflatten([None if leaves[0] is None else fun(*leaves) for leaves in columns])
 
 
 def select(condition: Any, new: PyTree, old: PyTree) -> PyTree:

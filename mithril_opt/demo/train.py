@@ -3,7 +3,7 @@
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +18,9 @@ from mithril_opt import (
     MixedPrecisionTrainer,
     MultiOptimizer,
     Optimizer,
-    global_norm,
+    Record,
     optimizers,
+    read_record,
 )
 from mithril_opt.core.typing import Array
 from mithril_opt.demo import data, model
@@ -39,8 +40,8 @@ class Block(NamedTuple):
     """A few steps of training, or one validation.
 
     Attributes:
-        records: a dictionary for each step (step, loss, rates, grad_norm, loss_scale, skipped), or one for the validation
-            (step, validation_loss).
+        records: a dictionary for each step (step, loss, rates, grad_norm, update_ratio, loss_scale, skipped), or one for the
+            validation (step, validation_loss).
         seconds: how long it took; what runs first also compiles.
     """
 
@@ -82,10 +83,10 @@ def make_named(name: str, steps: int) -> Optimizer:
 
 
 def make_trainer(steps: int, precision: str, name: str = TWO_GROUPS) -> MixedPrecisionTrainer:
-    """What is called `name` in a trainer that computes in `precision`, clips, and skips what overflows."""
+    """What is called `name`, with a record of its last steps, in a trainer that computes in `precision`, clips, and skips."""
     return MixedPrecisionTrainer(
         None,
-        make_named(name, steps),
+        Record(make_named(name, steps), size=READ_EVERY),
         loss_scale=LOSS_SCALE,
         policy=precision,
         clip_norm=CLIP_NORM,
@@ -101,11 +102,10 @@ def make_step(trainer: MixedPrecisionTrainer) -> Callable[..., tuple[model.Param
 
     @functools.partial(jax.jit, donate_argnames=("params", "state"))
     def step(params: model.Params, state: Any, tokens: Array, starts: Array) -> tuple[model.Params, Any, dict[str, Any]]:
-        scale, rates = state.loss_scale.scale, trainer.optimizer.learning_rates(state.optimizer)
+        scale = state.loss_scale.scale
         loss, grads = trainer.value_and_grad(model.loss)(params, state, windows(tokens, starts))
-        metrics = {"loss": loss, "rates": rates, "grad_norm": global_norm(grads) / scale, "loss_scale": scale}
-        params, state, success = trainer.update(params, grads, state, loss=loss)
-        return params, state, {**metrics, "skipped": ~success}
+        params, state, _ = trainer.update(params, grads, state, loss=loss)
+        return params, state, {"loss": loss, "loss_scale": scale}
 
     return step
 
@@ -125,7 +125,8 @@ def evaluate(params: model.Params, tokens: Array, starts: Array) -> Array:
 def train(corpus: data.Corpus, steps: int, seed: int, precision: str, name: str = TWO_GROUPS) -> Iterator[Block]:
     """Train a fresh model and tell what happens, with a validation at the start, now and then, and at the end.
 
-    Metrics stay on the device until a block of steps is done, so that the host never waits for a single step.
+    Metrics stay on the device until a block of steps is done, so that the host never waits for a single step; most of them are
+    in the state, where `Record` has written them.
     """
     trainer = make_trainer(steps, precision, name)
     generator = np.random.default_rng(seed)
@@ -141,19 +142,22 @@ def train(corpus: data.Corpus, steps: int, seed: int, precision: str, name: str 
             starts = data.random_starts(generator, len(tokens), BATCH, model.CONTEXT)
             params, state, measured = step(params, state, tokens, starts)
             metrics.append(measured)
-        records = [to_record(i, measured) for i, measured in zip(block, jax.device_get(metrics), strict=True)]
+        rows = read_record(trainer, state)
+        own = zip(block, jax.device_get(metrics), rows.rows[-len(block) :], strict=True)
+        groups = sorted(trainer.learning_rates(state))
+        records = [to_record(i, measured, dict(zip(rows.columns, row, strict=True)), groups) for i, measured, row in own]
         yield Block(records, time.perf_counter() - began)
         if block[-1] % VALIDATE_EVERY == 0 or block[-1] == steps:
             yield validate(params, held_out, block[-1])
 
 
-def to_record(step: int, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of one step as Python numbers, rounded to the digits that a float32 surely has; scales are powers of two."""
-    scale, skipped = float(metrics["loss_scale"]), bool(metrics["skipped"])
-    measured = {name: metrics[name] for name in ("loss", "rates", "grad_norm")}
+def to_record(step: int, metrics: dict[str, Any], row: dict[str, Any], groups: Iterable[str]) -> dict[str, Any]:
+    """The metrics of one step and its row in the optimizer's record, as Python numbers of the digits that a float32 has."""
+    rates = {name: row[name] for name in groups}
+    measured = {"loss": metrics["loss"], "rates": rates, "grad_norm": row["gradient norm"], "update_ratio": row["ratio"] or 0.0}
     rounded = jax.tree.map(lambda number: float(f"{number:.7g}"), measured)
     order = {name: rounded[name] for name in measured}
-    return {"step": step, **order, "loss_scale": scale, "skipped": skipped}
+    return {"step": step, **order, "loss_scale": float(metrics["loss_scale"]), "skipped": row["outcome"] != "applied"}
 
 
 def blocks(steps: int) -> list[range]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mithril_opt.core.fields import static
 from mithril_opt.core.numerics import compute_dtype, saturating_increment, scalar_f32
-from mithril_opt.core.optimizer import Optimizer
+from mithril_opt.core.optimizer import Optimizer, UnknownRateError
 from mithril_opt.core.pytree import pytree
 from mithril_opt.core.state import OptState
 from mithril_opt.core.tree import agree, leaves_with_paths, overlay, trained, trains, widen
@@ -62,12 +62,13 @@ class FromOptax(Optimizer):
         """
         rates = _injected(state.slots, "learning_rate")
         if not rates:
-            raise ValueError(
+            raise UnknownRateError(
                 "this transformation keeps no learning rate in its state; wrap it as "
                 "optax.inject_hyperparams(optax.adam)(learning_rate=...)"
             )
         if len(rates) > 1:
-            raise ValueError(f"this transformation keeps {len(rates)} learning rates in its state; read them from state.slots")
+            several = f"this transformation keeps {len(rates)} learning rates in its state"
+            raise UnknownRateError(f"{several}; read them from state.slots")
         return scalar_f32(_next_rate(self.transformation, state.slots) if rates[0].scheduled else rates[0].value)
 
 

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mithril_opt.clipping import clip_factors, times
-from mithril_opt.core.norm import norm_of
+from mithril_opt.clipping import clip_factors, exceeds, times
+from mithril_opt.core.norm import first_bad_leaf, norm_of
 from mithril_opt.core.numerics import scalar_f32
-from mithril_opt.core.state import exported
+from mithril_opt.core.state import BAD_INPUT, OVERFLOW, Seen, exported
 from mithril_opt.core.tree import select
 from mithril_opt.core.typing import Array, PyTree
-from mithril_opt.mixed_precision.loss_scale import BAD_INPUT, OVERFLOW, LossScaleState
+from mithril_opt.mixed_precision.loss_scale import LossScaleState
 
 
 @exported
@@ -53,7 +53,10 @@ def commit(
     optimizer, scaling, scale = trainer.optimizer, trainer.scaling, state.loss_scale
     unscale = [1 / scale.scale] if scaling.needed else []
     norm = norm_of(jax.tree.map(lambda grad: times(grad, unscale), grads))
-    clip = [] if trainer.clip_norm is None else clip_factors(norm, scalar_f32(trainer.clip_norm))
+    bound = jnp.float32(jnp.inf) if trainer.clip_norm is None else scalar_f32(trainer.clip_norm)
+    clip = [] if trainer.clip_norm is None else clip_factors(norm, bound)
+    bad_leaf = first_bad_leaf(params, grads, norm.finite)
+    told = optimizer.tell(state.optimizer, Seen(norm.value, exceeds(norm, bound), bad_leaf))
     input_finite &= optimizer.ready(state.optimizer)
     ok = jnp.all(norm.finite) & input_finite
     why = jnp.where(ok, 0, jnp.where(input_finite, OVERFLOW, BAD_INPUT))
@@ -72,23 +75,16 @@ def commit(
         return params, optimizer.skip(inner, why), jnp.bool(True)
 
     # A branch, not a `where` around the update: to select afterwards would keep the old buffers alive and copy each of them.
-    new_params, new_state, fits = jax.lax.cond(ok, update, skip, params, grads, state.optimizer)
+    new_params, new_state, fits = jax.lax.cond(ok, update, skip, params, grads, told)
 
     verdict = jnp.maximum(window.verdict, jnp.where(fits, why, BAD_INPUT))
     success = verdict == 0
     adjusted = select(window.closes, scaling.adjust(scale, success, verdict != BAD_INPUT), scale)
     counted = scaling.count(adjusted, success, input_finite & fits)
-    bad_leaf = jnp.where(ok & fits, scale.last_bad_leaf, _first_bad_leaf(params, grads, norm.finite))
-    return new_params, TrainerState(new_state, counted._replace(last_bad_leaf=bad_leaf)), success
+    last = counted._replace(last_bad_leaf=jnp.where(ok & fits, scale.last_bad_leaf, bad_leaf), grad_norm=norm.value)
+    return new_params, TrainerState(new_state, last), success
 
 
 def _given(params: PyTree, grads: PyTree) -> list[int]:
     """The positions of the leaves of `params` that have a gradient."""
     return [i for i, grad in enumerate(jax.tree.structure(params).flatten_up_to(grads)) if grad is not None]
-
-
-def _first_bad_leaf(params: PyTree, grads: PyTree, leaf_finite: Array) -> Array:
-    """The position among the leaves of `params` of the first non-finite gradient; −1 if all are finite."""
-    given = _given(params, grads)
-    first = jnp.asarray(given, jnp.int32)[jnp.argmin(leaf_finite)] if given else -1
-    return jnp.where(jnp.all(leaf_finite), -1, first)

@@ -10,13 +10,10 @@ from mithril_opt.core.pytree import check_numbers, pytree
 from mithril_opt.core.state import exported
 from mithril_opt.core.typing import Array, Scalar
 
-# Why an update was skipped: larger numbers outweigh smaller ones within a window.
-BAD_INPUT, OVERFLOW = 1, 2
-
 
 @exported
 class LossScaleState(NamedTuple):
-    """The scale and what happened to it so far: 0-d arrays, float32 the scale, int32 the rest.
+    """The scale and what happened to it so far: 0-d arrays, float32 the scale and the norm, int32 the rest.
 
     Attributes:
         scale: what the next loss gradient is multiplied by.
@@ -28,6 +25,7 @@ class LossScaleState(NamedTuple):
             float16 parameter would have overflowed.
         attempts: steps taken in all, committed or not.
         last_bad_leaf: which leaf of the parameters had the first non-finite gradient when a step was last skipped; −1 if none.
+        grad_norm: float32, the norm of the gradients of the last step, unscaled, before clipping; 0 before the first.
 
     Example:
         >>> from mithril_opt import LossScale
@@ -43,6 +41,7 @@ class LossScaleState(NamedTuple):
     bad_input: Array
     attempts: Array
     last_bad_leaf: Array
+    grad_norm: Array
 
 
 class LossScaleStuckError(RuntimeError):
@@ -124,6 +123,7 @@ class LossScale:
             hysteresis=jnp.array(self.hysteresis, jnp.int32),
             **{name: zero.copy() for name in ("good_steps", "consecutive_skips", "skipped", "bad_input", "attempts")},
             last_bad_leaf=zero - 1,
+            grad_norm=jnp.zeros((), jnp.float32),
         )
 
     def adjust(self, state: LossScaleState, finite: Array | bool, input_finite: Array | bool) -> LossScaleState:

@@ -14,20 +14,20 @@ import jax.numpy as jnp
 
 from mithril_opt.core.fields import number, same_as, static
 from mithril_opt.core.norm import norm_of
-from mithril_opt.core.numerics import scalar_f32
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.pytree import check_numbers, pytree, set_field
-from mithril_opt.core.state import misuse
-from mithril_opt.core.tree import agree, leaves_with_paths, overlay, trained
+from mithril_opt.core.state import Seen, misuse
+from mithril_opt.core.tree import agree, overlay, trained
 from mithril_opt.core.typing import Array, PyTree, Scalar
 from mithril_opt.mixed_precision.backward import Pullback, check_argnums, check_loss, cotangents, loss_and_aux, pull
 from mithril_opt.mixed_precision.commit import TrainerState, commit
-from mithril_opt.mixed_precision.loss_scale import LossScale, LossScaleStuckError
+from mithril_opt.mixed_precision.loss_scale import LossScale
 from mithril_opt.mixed_precision.policy import Policy
+from mithril_opt.mixed_precision.readings import Readings, check_made_by
 
 
 @pytree
-class MixedPrecisionTrainer:
+class MixedPrecisionTrainer(Readings):
     """A model, an optimizer, a policy and a loss scale, as one training step.
 
     The Mithril way, in two halves:
@@ -115,12 +115,12 @@ class MixedPrecisionTrainer:
         return rule if self.policy.needs_loss_scaling else LossScale(initial=1.0, dynamic=False, needed=False)
 
     def _scale(self, state: TrainerState) -> Array | None:
-        _check(state, TrainerState, "state", "init")
+        check_made_by(state, TrainerState, "state", "init")
         return state.loss_scale.scale if self.policy.needs_loss_scaling else None
 
     def init(self, params: PyTree) -> TrainerState:
         """The state before the first step."""
-        return TrainerState(self.optimizer.init(params), self.scaling.init())
+        return TrainerState(self.optimizer.tell(self.optimizer.init(params), Seen.nothing()), self.scaling.init())
 
     def forward(self, params: PyTree, state: TrainerState, inputs: PyTree) -> tuple[PyTree, Pullback]:
         """The model's outputs, and what `backward_and_update` needs.
@@ -163,7 +163,7 @@ class MixedPrecisionTrainer:
             ValueError: `loss_gradients` does not fit the outputs or holds no gradient, or the pullback does not fit the
                 parameters.
         """
-        _check(pullback, Pullback, "pullback", "forward")
+        check_made_by(pullback, Pullback, "pullback", "forward")
         structure, leaves = pullback.outputs
         if not jax.tree.leaves(loss_gradients):
             raise ValueError("loss_gradients hold no gradient: give the gradient of the loss with respect to the outputs")
@@ -237,38 +237,6 @@ class MixedPrecisionTrainer:
         check_loss(loss, "loss")
         return self._step(params, grads, state, jnp.isfinite(loss))
 
-    def rules(self, params: PyTree) -> list[tuple[str, Optimizer] | None]:
-        """For each leaf of `params` the name of its group and the innermost optimizer that it belongs to."""
-        return self.optimizer.rules(params)
-
-    def metrics(self, state: TrainerState) -> dict[str, Array]:
-        """What to log: `loss_scale`, `good_steps`, `consecutive_skips`, `skipped`, `bad_input` and `attempts`, scalars."""
-        _check(state, TrainerState, "state", "init")
-        counters = ("good_steps", "consecutive_skips", "skipped", "bad_input", "attempts")
-        return {"loss_scale": state.loss_scale.scale, **{name: getattr(state.loss_scale, name) for name in counters}}
-
-    def check(self, state: TrainerState, params: PyTree) -> None:
-        """Raise when training is stuck. It reads the state on the host, so call it now and then, not in every step.
-
-        Raises:
-            LossScaleStuckError: the last two updates or more were skipped although the scale is as low as it may go; names the
-                leaf of `params` that had the first non-finite gradient, and the counts.
-        """
-        _check(state, TrainerState, "state", "init")
-        scaling, scale = self.scaling, state.loss_scale
-        lowest = scalar_f32(scaling.minimum if scaling.dynamic else scaling.initial)
-        if scale.scale > lowest or int(scale.consecutive_skips) < 2:
-            return
-        index = int(scale.last_bad_leaf)
-        culprit = "the gradients are finite; what is not is the loss, a number of the optimizer or a new float16 parameter"
-        if index >= 0:
-            culprit = f"the first non-finite gradient is that of {leaves_with_paths(trained(params))[index][0]!r}"
-        raise LossScaleStuckError(
-            f"the last {int(scale.consecutive_skips)} updates were skipped at a loss scale of {float(scale.scale):g}, which "
-            f"cannot go lower; {culprit}; of {int(scale.attempts)} steps {int(scale.skipped)} were skipped, "
-            f"{int(scale.bad_input)} of them through no fault of the scale"
-        )
-
     def _step(
         self, params: PyTree, grads: PyTree, state: TrainerState, input_finite: Array
     ) -> tuple[PyTree, TrainerState, Array]:
@@ -277,15 +245,10 @@ class MixedPrecisionTrainer:
                 "the trainer's update takes (params, grads, state), but its second argument is a state: this looks like "
                 "optax's order (grads, state, params)"
             )
-        _check(state, TrainerState, "state", "init")
+        check_made_by(state, TrainerState, "state", "init")
         if not isinstance(state.optimizer, self.optimizer.state_type):
             raise misuse(self.optimizer, grads, state.optimizer)
         _ = self.optimizer.window_length  # a ValueError if the groups have no window in common
         grads = self.optimizer.drop_frozen(trained(params), agree(params, grads))
         new_params, state, success = commit(self, trained(params), grads, state, input_finite)
         return overlay(params, new_params, params), state, success
-
-
-def _check(value: Any, kind: type, name: str, source: str) -> None:
-    if not isinstance(value, kind):
-        raise ValueError(f"{name} must be what the trainer's {source} returned, got {type(value).__name__}")

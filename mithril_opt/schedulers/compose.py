@@ -53,6 +53,10 @@ class SequentialLR(Schedule):
     def base_rate(self) -> Any:
         return next(iter(_base_rates(self.schedulers)), 1.0)
 
+    def joints(self) -> list[tuple[float, float, float]]:
+        pieces = zip(self.schedulers, self.schedulers[1:], self._starts(), self.milestones, strict=False)
+        return [(float(one(0)), float(one(end - start)), float(next_(0))) for one, next_, start, end in pieces]
+
     def init(self) -> PyTree:
         return _memories(self.schedulers)
 

@@ -52,6 +52,11 @@ class LinearWarmupScheduler(Schedule):
     def base_rate(self) -> Any:
         return self.end_lr
 
+    def joints(self) -> list[tuple[float, float, float]]:
+        if self.after_scheduler is None or not self.warmup_steps:
+            return []
+        return [(float(self.start_lr), float(self.end_lr), float(self.after_scheduler(0)))]
+
     def init(self) -> PyTree:
         return None if self.after_scheduler is None else self.after_scheduler.init()
 

@@ -1,44 +1,29 @@
 """What an optimizer will do to every parameter, said before training starts."""
 
-import functools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt.core.slots import state_bytes
+from mithril_opt.core.schedule import Schedule
 from mithril_opt.core.table import Table
 from mithril_opt.core.tree import leaves_with_paths, listed
 from mithril_opt.core.typing import PyTree
+from mithril_opt.tools.plan import Leaf, Plan, sentences, the_leaves, wrappers_without_effect
 
 COLUMNS = ("path", "shape", "dtype", "group", "optimizer", "rate at start", "peak", "end", "decay", "state bytes")
-# A longer run is looked at in so many places.
-MOST_STEPS = 100_000
-
-
-class Plan(NamedTuple):
-    """What an optimizer does over the run, the same for all its leaves.
-
-    Attributes:
-        group: its name in a `MultiOptimizer`, "a/b" for a nested one; empty without one.
-        owner: the optimizer.
-        rates: its learning rate at every step of the run and at the one after; None if it keeps that to itself.
-        decay: the largest value in the run of a weight decay, a number or a schedule.
-    """
-
-    group: str
-    owner: Any
-    rates: np.ndarray | None
-    decay: Callable[[Any], float]
 
 
 def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
-    """Print and return what `optimizer` will do to each parameter, with totals, and warn of what is surely wrong.
+    """What `optimizer` will do to each parameter, with totals, and warnings of what is surely wrong.
 
-    It warns of a warm-up longer than the run, a decayed bias or norm scale, decay on an embedding, a rate that cannot move
-    weights kept in bfloat16 or float16, and what a rule itself finds wrong with its rate (a `Lion` with Adam's rate).
+    The table prints itself. Below its rows it says what is around the rules: what clips which gradients, which parameters
+    `eval_params` are. It warns of a warm-up that is longer than the run, or that ends at another rate than what follows begins
+    with; of a wrapper without effect, as a clip before a rule that takes the sign; of a decayed bias or norm scale, decay on an
+    embedding, a rate that cannot move weights kept in bfloat16 or float16, and what a rule itself finds wrong with its
+    rate (a `Lion` with Adam's rate); and if nothing trains.
 
     Args:
         optimizer: any optimizer, or a `MixedPrecisionTrainer`.
@@ -46,97 +31,98 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
         total_steps: number of updates of the run, 1 ≤ n < 2³¹; windows, not micro-steps, under `Accumulate`.
 
     Returns:
-        A table with a row for each leaf that trains: path, shape, dtype, group, optimizer, learning rate at the first step, at
-        its peak and at the last step, largest weight decay, and bytes of state; None where an optimizer does not tell, as one
-        made by `from_optax`. Totals, what does not train, and warnings are its footer.
+        A table with a row for each leaf that trains: path, shape, dtype, group, optimizer; learning rate at its first update,
+        at its peak and at its last update, with its factor in `ScaleRate`; largest weight decay; and bytes of state. None where
+        an optimizer does not tell, as one made by `from_optax`. The rest is its footer.
 
     Raises:
         ValueError: `total_steps` is no such number of updates, or the groups of a `MultiOptimizer` do not fit the parameters.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from mithril_opt import AdamW, explain
-        >>> table = explain(AdamW(), {"w": jnp.ones((2, 2)), "bias": jnp.ones(2)}, total_steps=100)
+        >>> from mithril_opt import EMA, AdamW, Clip, explain
+        >>> optimizer = EMA(Clip(AdamW(), clip_norm=1.0))
+        >>> explain(optimizer, {"w": jnp.ones((2, 2)), "bias": jnp.ones(2)}, total_steps=100)
         path  shape   dtype    group  optimizer  rate at start   peak    end  decay  state bytes
-        bias  (2,)    float32  -      AdamW              0.001  0.001  0.001   0.01           16
-        w     (2, 2)  float32  -      AdamW              0.001  0.001  0.001   0.01           32
-        6 parameters, 48 bytes of state, 100 steps
+        bias  (2,)    float32  -      AdamW              0.001  0.001  0.001   0.01           24
+        w     (2, 2)  float32  -      AdamW              0.001  0.001  0.001   0.01           48
+        6 parameters, 72 bytes of state, 100 steps
+        all parameters: eval_params are their moving average, decay 0.999
+        all parameters: gradients clipped to a norm of 1 together
         warning: a bias or a norm scale should not decay: bias
     """
     if not isinstance(total_steps, int) or not 1 <= total_steps < 2**31:
         raise ValueError(f"total_steps must be an integer from 1 to 2147483647, got {total_steps!r}")
-    leaves, sizes = leaves_with_paths(params), state_bytes(optimizer, params)
-    plans = _plans(optimizer, params, total_steps)
-    rows = [_row(*leaves[i], plans[i], sizes[i]) for i in sorted(plans)]
-    texts = [text for plan in {id(plan): plan for plan in plans.values()}.values() for text in _warnings_of_plan(plan)]
-    texts += _grouped(pair for i in sorted(plans) for pair in _warnings_of_leaf(*leaves[i], plans[i]))
-    idle = [path for i, (path, _) in enumerate(leaves) if i not in plans]
-    footer = [f"{sum(int(np.prod(row[1])) for row in rows):,} parameters, {sum(sizes):,} bytes of state, {total_steps:,} steps"]
-    footer += [f"not trained: {listed(idle)}"] if idle else []
-    table = Table(COLUMNS, tuple(rows), (*footer, *(f"warning: {text}" for text in texts)))
-    print(table)
-    return table
+    leaves = the_leaves(optimizer, params, total_steps)
+    rows, known = [_row(leaf) for leaf in leaves], {leaf.path for leaf in leaves}
+    count, size = sum(int(np.prod(row[1])) for row in rows), sum(leaf.state_bytes for leaf in leaves)
+    others = [path for path, _ in leaves_with_paths(params) if path not in known]
+    footer = [f"{count:,} parameters, {size:,} bytes of state, {total_steps:,} steps"]
+    footer += [f"not trained: {listed(others)}"] if others else []
+    warnings = [f"warning: {text}" for text in _warnings(leaves, total_steps)]
+    return Table(COLUMNS, tuple(rows), (*footer, *sentences(leaves), *warnings))
 
 
-def _plans(optimizer: Any, params: PyTree, total_steps: int) -> dict[int, Plan]:
-    """The plan of the innermost optimizer that each leaf belongs to, by the position of the leaf."""
-    plans: dict[tuple[str, int], Plan] = {}
-    found = {}
-    for i, rule in enumerate(optimizer.rules(params)):
-        if rule is not None:
-            group, owner = rule
-            key = group, id(owner)
-            plans[key] = plans.get(key) or Plan(group, owner, *_over_the_run(owner, total_steps))
-            found[i] = plans[key]
-    return found
-
-
-def _over_the_run(owner: Any, total_steps: int) -> tuple[np.ndarray | None, Callable[[Any], float]]:
-    """The learning rate at the steps of the run and at the one after, and the largest value of a number in the run."""
-    steps = np.unique(np.linspace(0, total_steps - 1, min(total_steps, MOST_STEPS)).astype(np.int64))
-    largest = functools.cache(lambda number: float(_values(number, steps).max()))
-    return None if owner.rate is None else _values(owner.rate, np.append(steps, total_steps)), largest
-
-
-def _values(number: Any, steps: np.ndarray) -> np.ndarray:
-    return np.asarray(jax.vmap(number)(steps) if callable(number) else np.full(len(steps), number))
-
-
-def _row(path: str, leaf: Any, plan: Plan, size: int) -> tuple[Any, ...]:
+def _row(leaf: Leaf) -> tuple[Any, ...]:
     rates = (None, None, None)
-    if plan.rates is not None:
-        rates = float(plan.rates[0]), float(plan.rates[:-1].max()), float(plan.rates[-2])
-    dtype, name = str(jnp.result_type(leaf)), type(plan.owner).__name__
-    return (path, jnp.shape(leaf), dtype, plan.group or "-", name, *rates, _decay(path, leaf, plan), size)
+    if leaf.rates is not None:
+        rates = float(leaf.rates[0]), float(leaf.rates[:-1].max()), float(leaf.rates[-2])
+    array, plan = leaf.array, leaf.plan
+    what = (leaf.path, jnp.shape(array), str(jnp.result_type(array)), plan.group or "-", type(plan.owner).__name__)
+    return (*what, *rates, _decay(leaf), leaf.state_bytes)
 
 
-def _decay(path: str, leaf: Any, plan: Plan) -> float | None:
-    decays = plan.owner.decays(path, leaf)
-    return None if decays is None else max(map(plan.decay, decays), default=0.0)
+def _decay(leaf: Leaf) -> float | None:
+    decays = leaf.plan.owner.decays(leaf.path, leaf.array)
+    return None if decays is None else max(map(leaf.plan.largest, decays), default=0.0)
+
+
+def _warnings(leaves: list[Leaf], total_steps: int) -> Iterator[str]:
+    for plan in {id(leaf.plan): leaf.plan for leaf in leaves}.values():
+        yield from _warnings_of_plan(plan)
+    yield from wrappers_without_effect(leaves, total_steps)
+    if not any(leaf.trains for leaf in leaves):
+        yield "nothing trains"
+    yield from _grouped(pair for leaf in leaves for pair in _warnings_of_leaf(leaf, any(leaf.trains for leaf in leaves)))
 
 
 def _warnings_of_plan(plan: Plan) -> Iterator[str]:
     if plan.rates is None:
         return
+    whose = f"the rate of group {plan.group!r}" if plan.group else "the rate"
     if plan.rates[-1] > plan.rates[:-1].max():
-        whose = f"the rate of group {plan.group!r}" if plan.group else "the rate"
         yield f"{whose} still rises when the run ends: its warm-up is longer than the run"
     where = f"group {plan.group!r}: " if plan.group else ""
     yield from (where + text for text in plan.owner.lints(float(plan.rates[:-1].max())))
+    for start, end, following in _joints(plan.owner.rate):
+        if end > start and not np.isclose(end, following, rtol=1e-3, atol=0):
+            yield f"{whose} jumps where its warm-up ends: from {end:.4g} to {following:.4g}"
 
 
-def _warnings_of_leaf(path: str, leaf: Any, plan: Plan) -> Iterator[tuple[str, str]]:
+def _joints(schedule: Any) -> Iterator[tuple[float, float, float]]:
+    """Where a piece of `schedule`, or of one inside it, hands over to the next."""
+    if isinstance(schedule, Schedule):
+        yield from schedule.joints()
+        for value in vars(schedule).values():
+            for piece in value if isinstance(value, tuple) else (value,):
+                yield from _joints(piece)
+
+
+def _warnings_of_leaf(leaf: Leaf, others_train: bool) -> Iterator[tuple[str, str]]:
     """Pairs of a warning and the path that it is about."""
-    last = path.lower().rpartition("/")[2]
-    if _decay(path, leaf, plan):
-        if "embed" in path.lower():
-            yield "decay on an embedding makes the rows that are rarely used fade", path
-        elif jnp.ndim(leaf) < 2 or last in ("bias", "scale", "offset"):
-            yield "a bias or a norm scale should not decay", path
-    rate = 0.0 if plan.rates is None else float(plan.rates.max())
-    if plan.owner.unit_steps and rate and _too_large_for(rate, leaf):
-        dtype = str(leaf.dtype)
-        yield f"a rate of at most {rate:.2g} is rounded away in {dtype} weights of this size; keep them in float32", path
+    path, array, last = leaf.path.lower(), leaf.array, leaf.path.lower().rpartition("/")[2]
+    if others_train and not leaf.trains and leaf.plan.owner.window_length is not None:
+        yield "the rate is 0 throughout the run", leaf.path
+    if _decay(leaf):
+        if "embed" in path:
+            yield "decay on an embedding makes the rows that are rarely used fade", leaf.path
+        elif jnp.ndim(array) < 2 or last in ("bias", "scale", "offset"):
+            yield "a bias or a norm scale should not decay", leaf.path
+    rate = 0.0 if leaf.rates is None else float(leaf.rates.max())
+    if leaf.plan.owner.unit_steps and rate and _too_large_for(rate, array):
+        dtype = str(array.dtype)
+        text = f"a rate of at most {rate:.2g} is rounded away in {dtype} weights of this size; keep them in float32"
+        yield text, leaf.path
 
 
 def _too_large_for(rate: float, leaf: Any) -> bool:

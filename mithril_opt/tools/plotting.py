@@ -1,4 +1,4 @@
-"""Pictures of schedules; matplotlib is imported when one is drawn."""
+"""Pictures of schedules and of records; matplotlib is imported when one is drawn."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from mithril_opt.core.schedule import as_schedule
+from mithril_opt.core.state import BAD_INPUT, OVERFLOW
+from mithril_opt.wrappers.record import found, written
 
 
 def plot_schedule(schedule: Any, num_steps: int, ax: Any = None, *, steps_per_epoch: int | None = None) -> Any:
@@ -70,6 +72,48 @@ def plot_range_test(result: Any, ax: Any = None) -> Any:
         ax.axvline(result.suggestion, color="tab:red", linestyle="--", label=f"steepest descent: {result.suggestion:.2g}")
         ax.legend()
     ax.set(xscale="log", xlabel="learning rate", ylabel="loss")
+    return ax
+
+
+def plot_record(optimizer: Any, state: Any, ax: Any = None) -> Any:
+    """Draw what a `Record` has written down: the norms of gradients, updates and parameters over the steps, on a logarithmic
+    axis, with what was clipped and what was skipped.
+
+    Args:
+        optimizer: a `Record`, what is around one, or a trainer.
+        state: its state, which is read on the host.
+        ax: a matplotlib `Axes` to draw on; the current one if not given.
+
+    Returns:
+        The `Axes`.
+
+    Raises:
+        ValueError: there is no `Record` around the optimizer.
+
+    Example:
+        >>> import matplotlib
+        >>> matplotlib.use("Agg")
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import SGD, Record, plot_record
+        >>> optimizer, params = Record(SGD()), jnp.ones(2)
+        >>> params, state = optimizer.update(params, params, optimizer.init(params))
+        >>> [text.get_text() for text in plot_record(optimizer, state).get_legend().get_texts()]
+        ['gradients', 'updates', 'parameters']
+    """
+    rows = written(*found(optimizer, state))
+    ax = _current_axes() if ax is None else ax
+    steps = np.array([row.step for row in rows])
+    for name, label in (("grad_norm", "gradients"), ("update_norm", "updates"), ("param_norm", "parameters")):
+        norms = np.array([getattr(row, name) for row in rows], float)
+        ax.plot(steps, np.where(np.isfinite(norms) & (norms > 0), norms, np.nan), ".-", label=label)
+    norms = np.array([row.grad_norm for row in rows], float)
+    clipped = [i for i, row in enumerate(rows) if row.clipped and np.isfinite(norms[i])]
+    if clipped:
+        ax.plot(steps[clipped], norms[clipped], "v", color="tab:red", label="clipped")
+    for i, step in enumerate(sorted({int(row.step) for row in rows if row.verdict in (BAD_INPUT, OVERFLOW)})):
+        ax.axvline(step, color="black", linestyle=":", label="skipped" if i == 0 else None)
+    ax.set(yscale="log", xlabel="step", ylabel="norm")
+    ax.legend()
     return ax
 
 

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mithril_opt.core.fields import static
+from mithril_opt.core.fields import count, static
 from mithril_opt.core.numerics import compute_dtype, real_dtype
 from mithril_opt.core.optimizer import Optimizer
-from mithril_opt.core.pytree import pytree
+from mithril_opt.core.pytree import pytree, set_field
 from mithril_opt.core.slots import check_tree
-from mithril_opt.core.state import Window, exported
+from mithril_opt.core.state import Seen, Window, exported
 from mithril_opt.core.tree import overlay, trained, widen
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.core.updates import apply_updates, moved, plain
@@ -79,8 +79,7 @@ class Accumulate(StatefulWrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"Accumulate: every must be an integer of at least 1, got {self.every!r}")
+        set_field(self, "every", count(self.every, "Accumulate: every"))
         if self.optimizer.window_length not in (None, 1):
             raise ValueError("Accumulate: the optimizer accumulates already; give the product of both lengths as every")
 
@@ -101,7 +100,7 @@ class Accumulate(StatefulWrapper):
         self, params: PyTree, grads: PyTree, state: AccumulateState, **extra_args: Any
     ) -> tuple[PyTree, AccumulateState]:
         check_tree(params, state.mean, "mean of its gradients")
-        (closes, verdict), mean = self.window(state), _mean(state, grads)
+        window, mean = self.window(state), _mean(state, grads)
         given = jax.tree.map(lambda mean, grad: None if grad is None else mean, mean, grads, is_leaf=_is_none)
 
         def apply(params: PyTree, mean: PyTree, inner: Any) -> tuple[PyTree, PyTree, Any]:
@@ -111,8 +110,8 @@ class Accumulate(StatefulWrapper):
         def keep(params: PyTree, mean: PyTree, inner: Any) -> tuple[PyTree, PyTree, Any]:
             return params, jax.tree.map(_zero_update, mean, params, is_leaf=_is_none), inner
 
-        new, updates, inner = jax.lax.cond(closes & (verdict == 0), apply, keep, params, given, state.optimizer)
-        return moved(params, updates, new), _advance(state._replace(optimizer=inner, mean=mean), closes, verdict)
+        new, updates, inner = jax.lax.cond(window.applies, apply, keep, params, given, state.optimizer)
+        return moved(params, updates, new), _advance(state._replace(optimizer=inner, mean=mean), *window)
 
     def window(self, state: AccumulateState) -> Window:
         return Window(closes=state.micro_step + 1 >= self.every, verdict=state.verdict)
@@ -121,9 +120,22 @@ class Accumulate(StatefulWrapper):
         # Beside groups that make an update in each call this one keeps time by its windows.
         return super().with_step(state, step) if self.every == 1 else state
 
+    def tell(self, state: AccumulateState, seen: Seen) -> AccumulateState:
+        """The same: what was seen of one gradient says nothing of the mean."""
+        return state
+
+    def clips(self, state: AccumulateState, norm: Array) -> Array:
+        return jnp.bool(False)
+
     def skip(self, state: AccumulateState, verdict: Array) -> AccumulateState:
         """The state after a micro-step that spoils its window: the window counts on to its end and is dropped there."""
         return _advance(state, self.window(state).closes, jnp.maximum(state.verdict, verdict))
+
+    def says(self) -> str:
+        return f"one update for every {self.every} gradients, with their mean"
+
+    def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
+        return "its every is 1" if self.every == 1 else None
 
 
 def _advance(state: AccumulateState, closes: Array, verdict: Array) -> AccumulateState:

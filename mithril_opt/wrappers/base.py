@@ -1,17 +1,26 @@
 """What a wrapper is: an optimizer in, an optimizer out. Everything is forwarded; a wrapper defines what it changes."""
 
+import dataclasses
+import functools
 from typing import Any, Self
 
+import jax
+import jax.numpy as jnp
+
+from mithril_opt.core.fields import Number, rule_of
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
-from mithril_opt.core.pytree import check_numbers, with_fields
-from mithril_opt.core.state import Window, check_state
+from mithril_opt.core.pytree import check_numbers, set_field, with_fields
+from mithril_opt.core.schedule import as_schedule
+from mithril_opt.core.state import Seen, Window, check_state
+from mithril_opt.core.tree import overlay, trains
 from mithril_opt.core.typing import Array, PyTree
-from mithril_opt.core.updates import plain
+from mithril_opt.core.updates import apply_updates, plain
 
 
 class Wrapper(Optimizer):
     """An optimizer around another one, its field `optimizer`. Subclass it with `@pytree` and define what changes, as a rule
-    `compute_updates`; all else is the inner optimizer's, its state included. Numbers of a wrapper are no schedules.
+    `compute_updates`; all else is the inner optimizer's, its state included. A number of a wrapper may be a schedule of the
+    updates applied so far: `self.numbers(state)` has its value.
 
     A wrapper with a state of its own, a NamedTuple in which the inner state is the field `optimizer`, is a `StatefulWrapper`.
 
@@ -34,7 +43,16 @@ class Wrapper(Optimizer):
 
     def __post_init__(self) -> None:
         check_optimizer(f"{type(self).__name__}: optimizer", self.optimizer)
-        check_numbers(self, schedules=False)
+        for field in dataclasses.fields(self):
+            if isinstance(rule_of(field), Number):
+                set_field(self, field.name, as_schedule(getattr(self, field.name)))
+        check_numbers(self)
+        if driven := [name for name, schedule in self.schedules.items() if schedule.init() is not None]:
+            raise ValueError(f"{type(self).__name__}: {driven[0]} cannot follow a metric; only a number of a rule can")
+
+    def numbers(self, state: Any) -> Self:
+        """This wrapper with the numbers of its own that the next update will use."""
+        return super().at(self.clock(state)) if self.schedules else self
 
     def inner(self, state: Any) -> Any:
         """The state of the inner optimizer."""
@@ -63,6 +81,10 @@ class Wrapper(Optimizer):
     def learning_rates(self, state: Any) -> dict[str, Array]:
         return self.optimizer.learning_rates(self.inner(state))
 
+    @property
+    def group_names(self) -> list[str]:
+        return self.optimizer.group_names
+
     def with_learning_rate(self, learning_rate: Any) -> Self:
         return with_fields(self, optimizer=self.optimizer.with_learning_rate(learning_rate))
 
@@ -70,13 +92,16 @@ class Wrapper(Optimizer):
         return self.with_inner(state, self.optimizer.observe(self.inner(state), metric))
 
     def at(self, step: Any, schedules: PyTree = None) -> Self:
-        return with_fields(self, optimizer=self.optimizer.at(step, schedules))
+        return with_fields(super().at(step), optimizer=self.optimizer.at(step, schedules))
 
     def with_step(self, state: Any, step: Array) -> Any:
         return self.with_inner(state, self.optimizer.with_step(self.inner(state), step))
 
     def resolve(self, state: Any) -> Self:
-        return with_fields(self, optimizer=self.optimizer.resolve(self.inner(state)))
+        return with_fields(self.numbers(state), optimizer=self.optimizer.resolve(self.inner(state)))
+
+    def clock(self, state: Any) -> Array:
+        return self.optimizer.clock(self.inner(state))
 
     def eval_params(self, params: PyTree, state: Any) -> PyTree:
         return self.optimizer.eval_params(params, self.inner(state))
@@ -100,10 +125,47 @@ class Wrapper(Optimizer):
         return self.with_inner(state, self.optimizer.skip(self.inner(state), verdict))
 
     def ready(self, state: Any) -> Array:
-        return self.optimizer.ready(self.inner(state))
+        numbers = [x for x in jax.tree.leaves(with_fields(self.numbers(state), optimizer=None)) if trains(x)]
+        sound = [~jnp.any(jnp.isnan(x)) for x in numbers]  # a bound may well be infinite
+        return functools.reduce(jnp.logical_and, sound, self.optimizer.ready(self.inner(state)))
+
+    def tell(self, state: Any, seen: Seen) -> Any:
+        return self.with_inner(state, self.optimizer.tell(self.inner(state), seen))
+
+    def recorded(self, state: Any) -> Any:
+        return self.optimizer.recorded(self.inner(state))
+
+    def clips(self, state: Any, norm: Array) -> Array:
+        return self.optimizer.clips(self.inner(state), norm)
 
     def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
         return self.optimizer.drop_frozen(params, grads)
+
+    def around(self, params: PyTree) -> list[tuple[Any, ...]]:
+        return [((self, None), *inner) for inner in self.optimizer.around(params)]
+
+    # What `explain` asks of a wrapper.
+
+    def says(self) -> str | None:
+        """What it does, a clause without its subject; None if the rest of the table tells."""
+        return None
+
+    def reads(self) -> str | None:
+        """What its `eval_params` are; None if it leaves that to the inner optimizer."""
+        return None
+
+    def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
+        """Why it has no effect; None if it has one.
+
+        Args:
+            leaves: path, leaf and rule of all leaves inside.
+            total_steps: number of updates of the run.
+        """
+        return None
+
+    def updates_in(self, total_steps: int) -> int:
+        """How many updates the inner optimizer makes in a run of so many."""
+        return total_steps
 
     def rules(self, params: PyTree) -> list[tuple[str, Optimizer] | None]:
         return self.optimizer.rules(params)
@@ -142,3 +204,8 @@ class StatefulWrapper(Wrapper):
 
     def with_inner(self, state: Any, inner: Any) -> Any:
         return state._replace(optimizer=inner)
+
+
+def moved_params(params: PyTree, updates: PyTree) -> PyTree:
+    """The parameters that `updates` lead to, those that do not move as they are."""
+    return overlay(params, apply_updates(params, updates), params)

@@ -4,14 +4,17 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mithril_opt.clipping import clip_gradients
 from mithril_opt.core.fields import number
+from mithril_opt.core.numerics import scalar_f32
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
 from mithril_opt.core.tree import widen
-from mithril_opt.core.typing import PyTree, Scalar
+from mithril_opt.core.typing import Array, PyTree, Scalar
 from mithril_opt.wrappers.base import Wrapper
+from mithril_opt.wrappers.words import scale_does_not_matter, shown
 
 
 @pytree
@@ -24,8 +27,8 @@ class Clip(Wrapper):
 
     Args:
         optimizer: the inner optimizer.
-        clip_norm: bound for the global norm of the leaves that train, ≥ 0.
-        clip_value: bound for every element, ≥ 0.
+        clip_norm: bound for the global norm of the leaves that train, ≥ 0, or its schedule.
+        clip_value: bound for every element, ≥ 0, or its schedule.
 
     Raises:
         ValueError: not exactly one of the two bounds is given, or it is negative.
@@ -50,8 +53,22 @@ class Clip(Wrapper):
         if (self.clip_norm is None) == (self.clip_value is None):
             raise ValueError(f"Clip: give exactly one of clip_norm and clip_value, got {self.clip_norm!r}, {self.clip_value!r}")
 
+    def clips(self, state: Any, norm: Array) -> Array:
+        bound = self.numbers(state).clip_norm
+        own = jnp.bool(False) if bound is None else (norm > scalar_f32(bound)) & jnp.isfinite(norm)
+        return own | super().clips(state, norm)
+
     def compute_updates(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
         # In float32 or wider, as whatever comes next computes.
         wide = jax.tree.map(widen, self.drop_frozen(params, grads))
-        clipped = clip_gradients(wide, clip_value=self.clip_value, clip_norm=self.clip_norm)
+        own = self.numbers(state)
+        clipped = clip_gradients(wide, clip_value=own.clip_value, clip_norm=own.clip_norm)
         return self.optimizer.compute_updates(params, clipped, state, **extra_args)
+
+    def says(self) -> str:
+        if self.clip_norm is None:
+            return f"each element of the gradients clipped to ±{shown(self.clip_value)}"
+        return f"gradients clipped to a norm of {shown(self.clip_norm)} together"
+
+    def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
+        return None if self.clip_norm is None else scale_does_not_matter(leaves)

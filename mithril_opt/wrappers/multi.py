@@ -1,25 +1,20 @@
 """One optimizer made of several: embeddings here, the body there."""
 
-import fnmatch
 import functools
-import re
-from collections.abc import Callable
-from types import EllipsisType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import jax.numpy as jnp
 
 from mithril_opt.core.fields import shown, static
 from mithril_opt.core.numerics import saturating_increment
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
+from mithril_opt.core.patterns import checked, matching
 from mithril_opt.core.pytree import pytree, set_field, with_fields
 from mithril_opt.core.slots import state_bytes
-from mithril_opt.core.state import OptState, Window, check_state
+from mithril_opt.core.state import OptState, Seen, Window, check_state
 from mithril_opt.core.table import Table
 from mithril_opt.core.tree import as_array, describe_leaf, leaves_with_paths, listed, only, overlay, trains
 from mithril_opt.core.typing import Array, PyTree
-
-Pattern: TypeAlias = str | re.Pattern[str] | Callable[[str, Any], bool] | EllipsisType
 
 
 @pytree
@@ -36,6 +31,7 @@ class MultiOptimizer(Optimizer):
             - a glob on the whole path, in which `*` also crosses slashes: `"decoder/*"`, `"*/bias"`;
             - a compiled regular expression, searched for in the path: `re.compile(r"layers/[0-3]/")`;
             - a predicate `(path, leaf) -> bool`: `lambda path, leaf: leaf.ndim == 1`;
+            - a list of these, any of which may match;
             - `...`, for all that no other group takes.
 
     Raises:
@@ -69,15 +65,12 @@ class MultiOptimizer(Optimizer):
             )
         for name, optimizer in optimizers.items():
             check_optimizer(f"MultiOptimizer: optimizers[{name!r}]", optimizer)
-        for name, pattern in groups.items():
-            if not (isinstance(pattern, str | re.Pattern) or pattern is ... or callable(pattern)):
-                raise TypeError(
-                    f"groups[{name!r}] must be a glob, a compiled regular expression, a predicate (path, leaf) -> bool or ..., "
-                    f"got {shown(pattern)}"
-                )
-        if [*groups.values()].count(...) > 1:
-            raise ValueError(f"at most one group may be '...', the rest; got {[n for n, p in groups.items() if p is ...]}")
-        set_field(self, "groups", tuple(groups.items()))
+        set_field(self, "groups", tuple((name, checked(f"groups[{name!r}]", pattern)) for name, pattern in groups.items()))
+        if len(rests := [name for name, pattern in self.groups if pattern is ...]) > 1:
+            raise ValueError(f"at most one group may be '...', the rest; got {rests}")
+        names = self.group_names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"nested groups are called by the names of both, and two groups are then called {shown(twice[0])}")
 
     def __hash__(self) -> int:
         return hash((tuple(self.optimizers.items()), self.groups))
@@ -95,10 +88,8 @@ class MultiOptimizer(Optimizer):
             except ValueError as error:
                 raise ValueError(f"group {name!r}: {error}") from error
             updates.append(update)
-        applied = window.closes & (window.verdict == 0)
-        return overlay(params, *updates), _join(
-            jnp.where(applied, saturating_increment(state.step), jnp.int32(state.step)), states
-        )
+        step = jnp.where(window.applies, saturating_increment(state.step), jnp.int32(state.step))
+        return overlay(params, *updates), _join(step, states)
 
     def _split(self, params: PyTree, *trees: PyTree) -> list[list[PyTree]]:
         """For each group `params` and `trees`, shaped like them, with None at the leaves of the other groups."""
@@ -113,12 +104,23 @@ class MultiOptimizer(Optimizer):
         return [(name, optimizer, optimizer.with_step(_part(state, name), state.step)) for name, optimizer in named]
 
     def get_learning_rate(self, state: OptState) -> dict[str, Any]:
-        """The rate that the next update will use in each group: float32 scalars by group name."""
-        return {name: optimizer.get_learning_rate(part) for name, optimizer, part in self._each(state)}
+        """The rate that the next update will use in each group: float32 scalars by group name; a dictionary of them for a
+        nested one. A group that has no rate, or keeps it to itself, is left out."""
+        each = [pair for pair in self._each(state) if pair[1].learning_rates(pair[2])]
+        return {name: optimizer.get_learning_rate(part) for name, optimizer, part in each}
 
     def learning_rates(self, state: OptState) -> dict[str, Array]:
-        rates = {name: optimizer.learning_rates(part) for name, optimizer, part in self._each(state)}
-        return {_joined(name, inner): rate for name, own in rates.items() for inner, rate in own.items()}
+        rates = {}
+        for name, optimizer, part in self._each(state):
+            nested = optimizer.group_names != [""]
+            own = optimizer.learning_rates(part)
+            rates |= {f"{name}/{inner}" if nested else name: rate for inner, rate in own.items()}
+        return rates
+
+    @property
+    def group_names(self) -> list[str]:
+        named = self.optimizers.items()
+        return [f"{name}/{inner}".rstrip("/") for name, optimizer in named for inner in optimizer.group_names]
 
     def with_learning_rate(self, learning_rate: Any) -> Self:
         raise ValueError("a MultiOptimizer has a learning rate for each group, and no single one that could be replaced")
@@ -168,9 +170,17 @@ class MultiOptimizer(Optimizer):
         verdicts = (optimizer.ready(part) for _, optimizer, part in self._each(state))
         return functools.reduce(jnp.logical_and, verdicts)
 
+    def tell(self, state: OptState, seen: Seen) -> OptState:
+        return _join(state.step, {name: optimizer.tell(part, seen) for name, optimizer, part in self._each(state)})
+
     def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
         parts = zip(self.optimizers.values(), self._split(params, grads), strict=True)
         return overlay(params, *(optimizer.drop_frozen(own, given) for optimizer, (own, given) in parts))
+
+    def around(self, params: PyTree) -> list[tuple[Any, ...]]:
+        parts = zip(self.optimizers.items(), self._split(params), strict=True)
+        found = {name: iter(optimizer.around(own)) for (name, optimizer), (own,) in parts}
+        return [() if owner is None else next(found[owner]) for owner in self.owners(params)]
 
     def rules(self, params: PyTree) -> list[tuple[str, Optimizer] | None]:
         parts = zip(self.optimizers.items(), self._split(params), strict=True)
@@ -211,18 +221,11 @@ class MultiOptimizer(Optimizer):
         return owners
 
     def _owner(self, path: str, leaf: Any) -> str:
-        names = [name for name, pattern in self.groups if pattern is not ... and _matches(pattern, path, leaf)]
-        names = names or [name for name, pattern in self.groups if pattern is ...]
+        names = matching(self.groups, path, leaf)
         if len(names) != 1:
             found = f"to the groups {names}" if names else "to no group"
             raise ValueError(f"{path!r} ({describe_leaf(leaf)}) belongs {found}; each leaf needs one of {shown(self.groups)}")
         return names[0]
-
-
-def _matches(pattern: Any, path: str, leaf: Any) -> bool:
-    if isinstance(pattern, str):
-        return fnmatch.fnmatchcase(path, pattern)
-    return bool(pattern.search(path)) if isinstance(pattern, re.Pattern) else bool(pattern(path, leaf))
 
 
 def _join(step: Array, states: dict[str, Any]) -> OptState:
@@ -242,7 +245,3 @@ def _part(state: OptState, name: str) -> Any:
     if name not in state.schedules:
         return slots
     return OptState(state.step, slots, state.schedules[name], (state.shared or {}).get(name))
-
-
-def _joined(name: str, inner: str) -> str:
-    return name if inner == "learning_rate" else f"{name}/{inner}"

@@ -1,0 +1,40 @@
+"""What wrappers, the trainer and `explain` ask of an optimizer besides its updates, with the answers of a plain rule."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mithril_opt.core.state import Seen, check_state
+from mithril_opt.core.typing import Array, PyTree
+
+
+class Hooks:
+    """Questions to an optimizer. A wrapper hands them on, and answers those that it is about."""
+
+    def clock(self, state: Any) -> Array:
+        """The number of updates applied so far, which the schedules see: int32 scalar."""
+        check_state(self, state)
+        return state.step
+
+    @property
+    def group_names(self) -> list[str]:
+        """The names of the groups inside, "a/b" for a nested one; an empty one where there are none."""
+        return [""]
+
+    def tell(self, state: Any, seen: Seen) -> Any:
+        """The state, told what the trainer has seen of the gradients of the next update; the same unless that is recorded."""
+        return state
+
+    def recorded(self, state: Any) -> Any:
+        """The outermost `Record` and its state; None if there is none."""
+        return None
+
+    def clips(self, state: Any, norm: Array) -> Array:
+        """Whether gradients of the global norm `norm` are clipped by it: boolean scalar."""
+        return jnp.bool(False)
+
+    def around(self, params: PyTree) -> list[tuple[Any, ...]]:
+        """For each leaf of `params` what is around the rule that it belongs to, the outermost first: pairs of a wrapper and the
+        factor that it has for the rate of this leaf, a number, a schedule or None."""
+        return [() for _ in jax.tree.leaves(params)]

@@ -1,0 +1,34 @@
+"""What wrappers say of themselves: words for numbers, and reasons."""
+
+from typing import Any
+
+import numpy as np
+
+from mithril_opt.core.optimizer import Optimizer
+from mithril_opt.core.schedule import Schedule
+
+# A longer run is looked at in so many places.
+MOST_STEPS = 100_000
+
+
+def evenly(total_steps: int) -> np.ndarray:
+    """The steps of a run, or of a longer one as many as are looked at, the first and the last among them."""
+    return np.unique(np.linspace(0, total_steps - 1, min(total_steps, MOST_STEPS)).astype(np.int64))
+
+
+def shown(number: Any) -> str:
+    """A number in a few digits, a schedule as it prints."""
+    return repr(number) if isinstance(number, Schedule) else f"{float(number):g}"
+
+
+def constant(number: Any) -> float | None:
+    """The value of a number; None for a schedule."""
+    return None if isinstance(number, Schedule) else float(number)
+
+
+def scale_does_not_matter(leaves: list[tuple[str, Any, Optimizer]]) -> str | None:
+    """Why it is in vain to make gradients smaller; None if it is not."""
+    if not all(rule.scale_free for _, _, rule in leaves):
+        return None
+    rules = ", ".join(sorted({type(rule).__name__ for _, _, rule in leaves}))
+    return f"the steps of {rules} hardly depend on the size of a gradient"
