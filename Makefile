@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AOT := .venv-aot
 # Of `make fuzz`.
 CASES ?= 100000
 SEED ?= 0
 
-.PHONY: demo test slow fuzz notebooks check bench docs dist clean
+.PHONY: demo test slow fuzz notebooks check bench aot docs dist clean
 
 demo: $(VENV)/.done
 	$(BIN)/python -m mithril_opt.demo
@@ -31,6 +32,10 @@ check: $(VENV)/.done
 bench: $(VENV)/.done
 	$(BIN)/python -m benchmarks --quick
 
+# Compilers for TPUs and GPUs, 1.2 GB, have an environment of their own. ARGUMENTS=--quick takes two minutes instead of twelve.
+aot: $(AOT)/.done
+	$(AOT)/bin/python -m benchmarks aot $(ARGUMENTS)
+
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going --quiet --builder html docs runs/docs
 	@echo open runs/docs/index.html
@@ -49,5 +54,11 @@ $(VENV)/.docs: $(VENV)/.done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check build -e ".[docs]"
 	touch $@
 
+$(AOT)/.done: pyproject.toml
+	$(PYTHON) -m venv --clear $(AOT)
+	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[aot]" || \
+		{ echo "make aot: the compilers for TPUs and GPUs could not be installed" >&2; exit 1; }
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(AOT)

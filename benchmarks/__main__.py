@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import growth, host, machine, pictures, schedules, steps, tables
+from benchmarks import aot, growth, host, machine, measure, pictures, schedules, steps, tables
 from benchmarks.candidates import Work, make_works
 from benchmarks.progress import Progress
 from benchmarks.tables import Table
@@ -25,6 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure mithril_opt beside its peers, the candidates taking turns in one process.",
+        epilog="What compilers for GPUs and TPUs count, without having one: python -m benchmarks aot --help",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("what", nargs="?", choices=("tables", "growth"), default="tables", help="what to measure")
@@ -72,6 +73,8 @@ def eager_job(work: Work, workload: Workload, samples: int) -> Job:
 def run_tables(options: argparse.Namespace) -> list[Path]:
     """Measure the tables and write them; the files."""
     facts, jobs, found = machine.describe(), make_jobs(options), []
+    copied, samples = (QUICK_COPIED, QUICK_SAMPLES) if options.quick else (COPIED, options.samples)
+    facts["copy bandwidth"] = f"{measure.copy_bandwidth(copied, samples) / 1e9:.3g} GB/s"
     with Progress(len(jobs)) as bar:
         for name, job in jobs:
             bar.begin(name)
@@ -102,6 +105,9 @@ def run_growth(options: argparse.Namespace) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and measure; the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["aot"]:
+        return aot.main(arguments[1:])
     parser = make_parser()
     options = parser.parse_args(arguments)
     if missing := [name for name in ("matplotlib", "optax", "tqdm") if importlib.util.find_spec(name) is None]:

@@ -147,11 +147,13 @@ def small_works() -> dict[str, Work]:
     sgd = mithril_opt.SGD(learning_rate=0.01, momentum=0.9)
     rmsprop = mithril_opt.RMSProp(learning_rate=1e-3, decay=0.9)
     adagrad = mithril_opt.AdaGrad(learning_rate=0.01)
+    lion = mithril_opt.Lion(learning_rate=1e-4, weight_decay=1e-3)
     their_adagrad = optax.adagrad(0.01, initial_accumulator_value=0.0, eps=1e-8)
     return {
         "sgd": Work("SGD, momentum", 20, (ours(sgd), theirs("optax.sgd", optax.sgd(0.01, momentum=0.9))), pytorch="SGD"),
         "rmsprop": Work("RMSProp", 20, (ours(rmsprop), theirs("optax.rmsprop", optax.rmsprop(1e-3, decay=0.9)))),
         "adagrad": Work("AdaGrad", 20, (ours(adagrad), theirs("optax.adagrad", their_adagrad))),
+        "lion": Work("Lion", 20, (ours(lion), theirs("optax.lion", optax.lion(1e-4, weight_decay=1e-3)))),
     }
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import jax
 
+# What compiles for accelerators and drives them.
+PLUGINS = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin")
+
 
 def describe() -> dict[str, str]:
     """Device, driver if there is one, versions, and how busy the machine was."""
@@ -16,7 +19,7 @@ def describe() -> dict[str, str]:
         "device": device(),
         "driver": driver(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        **{name: version(name) for name in ("jax", "jaxlib", "optax", "torch", "mithril-opt")},
+        **{name: version(name) for name in ("jax", "jaxlib", *PLUGINS, "optax", "torch", "mithril-opt")},
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "load before": load(),
     }

@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks import hlo
 from benchmarks.candidates import Candidate
 from benchmarks.workloads import Tree, Workload
 
 SAMPLE_S = 0.02  # short steps are timed several at a time, so that waiting for them does not count
 WARM_UP = 2
+COPY_BYTES = 8  # per element: read and written
 
 
 @dataclasses.dataclass
@@ -24,7 +26,7 @@ class Runner:
     Attributes:
         name: the candidate's.
         run: takes so many steps and waits for them.
-        counts: `bytes` and `temp` per parameter, where the compiler reports them.
+        counts: `bytes` and `temp` per parameter, and `launches`, where the compiler reports them.
         samples: seconds per step.
     """
 
@@ -60,10 +62,19 @@ def compile_step(candidate: Candidate, workload: Workload, grads: Tree) -> Runne
 
 
 def counts(compiled: Any, parameters: int) -> dict[str, float]:
-    """Bytes accessed and bytes of temporaries, per parameter; without what the backend does not report."""
-    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-    found = {"bytes": cost.get("bytes accessed"), "temp": getattr(memory, "temp_size_in_bytes", None)}
-    return {name: value / parameters for name, value in found.items() if value is not None}
+    """Bytes accessed and bytes of temporaries, per parameter, and on a GPU launches; without what the backend does not report.
+
+    On accelerators the bytes are read from the compiled program, which says what stays on the chip.
+    """
+    backend, program = jax.default_backend(), compiled.memory_analysis()
+    if backend == "cpu":
+        moved, launches = (compiled.cost_analysis() or {}).get("bytes accessed"), None
+    else:
+        counted = hlo.count(hlo.read(compiled.as_text()))
+        moved, launches = counted["bytes"], counted["launches"] if backend == "gpu" else None
+    sizes = {"bytes": moved, "temp": getattr(program, "temp_size_in_bytes", None)}
+    found = {name: size / parameters for name, size in sizes.items() if size is not None}
+    return found if launches is None else found | {"launches": launches}
 
 
 def copy_runner(elements: int) -> Runner:
@@ -78,6 +89,13 @@ def copy_runner(elements: int) -> Runner:
         jax.block_until_ready(buffer)
 
     return Runner("copy", run)
+
+
+def copy_bandwidth(elements: int, samples: int) -> float:
+    """Bytes per second that a copy of so many elements moves."""
+    copy = copy_runner(elements)
+    race([copy], samples)
+    return COPY_BYTES * elements / copy.seconds
 
 
 def timed(run: Callable[[int], None], steps: int) -> float:

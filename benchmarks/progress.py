@@ -7,18 +7,18 @@ from typing import Any, Self
 
 
 class Progress:
-    """A count of the tables that are done, and what is being measured.
+    """A count of the tables (or whatever the unit is) that are done, and what is being measured.
 
-    Use it as a context; call `begin` before each table and `tick` as often as there is something new.
+    Use it as a context; call `begin` before each and `tick` as often as there is something new.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, unit: str = "table") -> None:
         self.total, self.done, self.began = total, 0, time.perf_counter()
         self.bar: Any = None
         if sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, unit="table", dynamic_ncols=True)
+            self.bar = tqdm(total=total, unit=unit, dynamic_ncols=True)
 
     def __enter__(self) -> Self:
         return self

@@ -4,11 +4,9 @@ from collections.abc import Callable
 
 from benchmarks import pytorch
 from benchmarks.candidates import Work
-from benchmarks.measure import Runner, compile_step, copy_runner, race
+from benchmarks.measure import COPY_BYTES, Runner, compile_step, copy_runner, race
 from benchmarks.tables import Row, Table
 from benchmarks.workloads import Workload
-
-COPY_BYTES = 8  # per element: read and written
 
 
 def measure(name: str, work: Work, workload: Workload, samples: int, copied: int, tick: Callable[[], None]) -> Table:

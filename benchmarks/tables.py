@@ -36,13 +36,35 @@ def significant(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
+def numbered(kinds: dict[str, int]) -> str:
+    """How many there are of each kind."""
+    return ", ".join(f"{number} {kind}" for kind, number in kinds.items()) or "none"
+
+
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "program": ("program", str),
+    "check": ("check", str),
+    "layout": ("layout", str),
+    "devices": ("devices", str),
     "size": ("n", lambda value: f"{value:,.0f}"),
+    "work": ("work", str),
+    "workload": ("workload", str),
     "candidate": ("", str),
     "ms": ("ms", significant),
     "ratio": ("time / peer's", fixed(2)),
     "bytes": ("B/param", fixed(1)),
+    "peer_bytes": ("peer's B/param", fixed(1)),
+    "other": ("other calls, B/param", fixed(1)),
+    "peer_other": ("peer's other calls, B/param", fixed(1)),
     "temp": ("temporaries, B/param", fixed(2)),
+    "peer_temp": ("peer's temporaries, B/param", fixed(2)),
+    "launches": ("launches", "{:,}".format),
+    "peer_launches": ("peer's launches", "{:,}".format),
+    "update_collectives": ("of the update", numbered),
+    "step_collectives": ("of a whole step", numbered),
+    "memory": ("memory, MB", significant),
+    "temp_mb": ("of it temporaries, MB", significant),
+    "roundings": ("roundings in the verdict", str),
     "bandwidth": ("floor / copy bandwidth", lambda value: f"{value:.0%}"),
     "trace_s": ("trace, s", fixed(2)),
     "lower_s": ("lower, s", fixed(2)),

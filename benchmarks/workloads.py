@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,11 @@ class Workload:
         """Random numbers of these shapes, in buffers of their own that may be donated."""
         rng = np.random.default_rng(seed)
         draws = (0.1 * rng.standard_normal(shape, np.float32) for shape in self.shapes)
-        return {f"leaf{i:04}": jnp.array(draw) for i, draw in enumerate(draws)}
+        return _named([jnp.array(draw) for draw in draws])
+
+    def shape_tree(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `tree` returns, as shapes and dtypes."""
+        return _named([jax.ShapeDtypeStruct(shape, jnp.float32) for shape in self.shapes])
 
     def cut(self, rows: int) -> "Workload":
         """The same leaves, none longer than `rows` along its first axis."""
@@ -41,6 +46,10 @@ class Workload:
         """About `most` of the leaves, evenly chosen; itself if it has no more."""
         every = -(-len(self.shapes) // most)
         return self if every == 1 else Workload(f"{self.name}, every {every}th leaf", self.shapes[::every])
+
+
+def _named(leaves: list[Any]) -> dict[str, Any]:
+    return {f"leaf{i:04}": leaf for i, leaf in enumerate(leaves)}
 
 
 def gpt_shapes(vocabulary: int, positions: int, width: int, layers: int) -> tuple[Shape, ...]:

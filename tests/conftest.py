@@ -13,6 +13,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis
 import jax
+import pytest
 
 # The same cases in every run; `--hypothesis-profile=default` draws others.
 hypothesis.settings.register_profile("repeatable", derandomize=True)
@@ -21,3 +22,17 @@ hypothesis.settings.load_profile("repeatable")
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def force(monkeypatch):
+    """A function that makes every platform use one form of a step that may not be taken."""
+    from mithril_opt.core import branch
+
+    def use(form):
+        jax.clear_caches()
+        for lazily in branch.FORMS:
+            monkeypatch.setitem(branch.FORMS, lazily, {"default": form})
+
+    yield use
+    jax.clear_caches()

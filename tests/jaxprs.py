@@ -6,26 +6,34 @@ import jax
 import jax.extend
 
 
-def inner(eqn):
-    """The jaxprs that an equation calls, as plain jaxprs: the body of a jit, the branches of a cond."""
+def inner(eqn, platform="cpu"):
+    """The jaxprs that an equation calls, as plain jaxprs: the body of a jit, the branches of a cond; of a choice by the
+    platform, what runs there."""
+    platforms = eqn.params.get("branches_platforms")
+    if platforms:
+        chosen = next(i for i, names in enumerate(platforms) if names is None or platform in names)
+        return [eqn.params["branches"][chosen].jaxpr]
     values = [value for param in eqn.params.values() for value in (param if isinstance(param, tuple | list) else (param,))]
     return [getattr(value, "jaxpr", value) for value in values if hasattr(getattr(value, "jaxpr", value), "eqns")]
 
 
-def equations(jaxpr):
-    """All equations of a jaxpr, those of the jaxprs in it included."""
-    return [found for eqn in jaxpr.eqns for found in (eqn, *(e for sub in inner(eqn) for e in equations(sub)))]
+def equations(jaxpr, platform="cpu"):
+    """All equations of a jaxpr, those of the jaxprs in it included, but for choices by the platform."""
+    found = []
+    for eqn in jaxpr.eqns:
+        own = [] if eqn.params.get("branches_platforms") else [eqn]
+        found += own + [e for sub in inner(eqn, platform) for e in equations(sub, platform)]
+    return found
 
 
-def primitives(jaxpr):
+def primitives(jaxpr, platform="cpu"):
     """How often each primitive occurs."""
-    return Counter(eqn.primitive.name for eqn in equations(jaxpr))
+    return Counter(eqn.primitive.name for eqn in equations(jaxpr, platform))
 
 
 def branches(jaxpr):
-    """The branches of every cond, the innermost included, but for those that only choose by the platform."""
-    conds = [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "cond"]
-    return [inner(eqn) for eqn in conds if not eqn.params.get("branches_platforms")]
+    """The branches of every cond, the innermost included."""
+    return [inner(eqn) for eqn in equations(jaxpr) if eqn.primitive.name == "cond"]
 
 
 def uses(jaxpr, tainted):

@@ -2,10 +2,11 @@
 
 import json
 
+import jax
 import pytest
 from interop import promotion  # noqa: F401
 
-from benchmarks import growth
+from benchmarks import growth, pytorch
 from benchmarks.__main__ import main
 from benchmarks.candidates import make_works
 from benchmarks.workloads import WORKLOADS
@@ -22,6 +23,22 @@ def test_a_quick_table(tmp_path, capsys):
     own, peer = table["rows"]
     assert own["ms"] / peer["ms"] == pytest.approx(own["ratio"])
     assert own["bytes"] < peer["bytes"]
+
+
+@pytest.mark.usefixtures("promotion")
+@pytest.mark.parametrize("backend", ["gpu", "tpu"])
+def test_on_an_accelerator(backend, tmp_path, capsys, monkeypatch):
+    """Where programs are read for what they move, and kernels counted. It computes here, without one."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(pytorch, "available", lambda: False)
+    assert main(["--quick", "--work", "adamw", "--workload", "one", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "- device: " in printed
+    assert "- copy bandwidth: " in printed
+    own, peer, _ = json.loads((tmp_path / "benchmarks.json").read_text())["tables"][0]["rows"]
+    assert own["bytes"] == pytest.approx(40, abs=0.01)
+    assert ("launches" in own) == ("launches" in peer) == (backend == "gpu")
+    assert ("| launches |" in printed) == (backend == "gpu")
 
 
 @pytest.mark.usefixtures("promotion")

@@ -11,6 +11,7 @@ from flax import nnx
 from interop import assert_close
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+from zoo import OPTIMIZERS, make_params
 
 from mithril_opt import (
     SGD,
@@ -96,6 +97,44 @@ def test_the_memory_kind_is_kept():
     own = NamedSharding(MESH, P(), memory_kind="unpinned_host")
     state = state_shardings(SGD(momentum=0.9), {"w": jax.ShapeDtypeStruct((8,), jnp.float32)}, own, "data")
     assert state.slots.trace["w"].memory_kind == "unpinned_host"
+
+
+# The zoo's parameters: a matrix over each axis, a vector of 3 and a scalar.
+OWN = {"embed": P("data"), "body": {"w": P("model"), "b": [P(), P()]}}
+
+
+def by_path(tree):
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, lambda optimizer: MixedPrecisionTrainer(None, optimizer)])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_rule_and_wrapper(name, wrap):
+    """A slot whose path ends in that of a parameter of its shape lies like it, everything else everywhere."""
+    params, optimizer = make_params(), wrap(OPTIMIZERS[name]())
+    layout = jax.tree.map(sharded, OWN)
+    slots = by_path(jax.eval_shape(optimizer.init, params))
+    for zero_axis in (None, "data"):
+        found = by_path(state_shardings(optimizer, params, layout, zero_axis))
+        assert found.keys() == slots.keys()
+        for path, slot in slots.items():
+            like = [p for p, leaf in by_path(params).items() if path.endswith(p) and leaf.shape == slot.shape]
+            assert found[path].spec == (by_path(OWN)[like[0]] if like else P()), path
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_sharded_steps_of_every_rule_and_wrapper_agree(name):
+    """Two steps with slots spread over both axes, and results that stay there."""
+    params, optimizer = make_params(), OPTIMIZERS[name]()
+    layout = jax.tree.map(sharded, OWN)
+    shardings = state_shardings(optimizer, params, layout, zero_axis="data")
+    placed, state = jax.device_put(params, layout), jax.jit(optimizer.init, out_shardings=shardings)(params)
+    step, alone = jax.jit(optimizer.update, out_shardings=(layout, shardings)), (params, optimizer.init(params))
+    for seed in (1, 2):
+        placed, state = step(placed, make_params(seed=seed), state)
+        alone = optimizer.update(alone[0], make_params(seed=seed), alone[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), (placed, state), alone)
+    assert all(leaf.sharding == sharding for leaf, sharding in zip(*map(jax.tree.leaves, (state, shardings)), strict=True))
 
 
 def test_names_do_not_lead_astray():

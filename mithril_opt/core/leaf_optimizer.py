@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from mithril_opt.core import slots as storage
 from mithril_opt.core.decay_rate import DecayRate
 from mithril_opt.core.fields import Number, rule_of, shown
+from mithril_opt.core.launches import if_true, truths
 from mithril_opt.core.numerics import compute_dtype, real_dtype, saturating_increment
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import check_scalars, with_fields
@@ -135,7 +136,8 @@ class LeafOptimizer(Optimizer):
         rule = self.at(state.step, state.schedules)
         named, powers = leaves_with_paths(params), _powers(rule, step)
         rules = [rule.for_leaf(path, param) for path, param in named]
-        columns = named, rules, structure.flatten_up_to(grads), storage.scatter(rules, params, state.slots)
+        gradients, slots = structure.flatten_up_to(grads), storage.scatter(rules, params, state.slots)
+        columns = named, rules, gradients, slots, truths(jax.tree.leaves(params))
         leaves = [Leaf(path, own, param, *row) for (path, param), own, *row in zip(*columns, strict=True)]
         shares = type(rule).share is not LeafOptimizer.share
         shared, given = _shared(rule, leaves, state.shared, step) if shares else (state.shared, [None] * len(leaves))
@@ -152,6 +154,7 @@ class Leaf(NamedTuple):
     param: Array
     grad: Array | None
     slots: PyTree
+    truth: Array | None
 
 
 def _powers(rule: LeafOptimizer, step: Array) -> dict[str, Array]:
@@ -182,14 +185,15 @@ def _errors_at(path: str) -> Iterator[None]:
 
 @jax.jit  # so that leaves of equal shape are traced once
 def _update_leaf(
-    rule: Any, param: Array, grad: Any, slots: PyTree, step: Array, powers: dict[str, Array], given: PyTree
+    rule: Any, param: Array, grad: Any, slots: PyTree, truth: Any, step: Array, powers: dict[str, Array], given: PyTree
 ) -> tuple[Array, PyTree]:
     """The update −s, and the new slots."""
     storage.check(rule, param, slots)
     dtype, where = compute_dtype(jnp.result_type(param)), f"{type(rule).__name__}.update_leaf"
     t = step.astype(real_dtype(dtype))
     known = {name: dataclasses.replace(getattr(rule, name), known=(t, power)) for name, power in powers.items()}
-    arguments = [widen(param), _direction(param, grad), storage.read(slots), t, *([] if given is None else [given])]
+    arguments = [widen(param), if_true(truth, _direction(param, grad)), storage.read(slots), t]
+    arguments += [] if given is None else [given]
     # Under strict promotion a float32 number times a complex64 or float64 leaf would be an error; wider leaves need neither.
     with jax.numpy_dtype_promotion("standard"):
         s, new_slots = with_fields(rule, **known).update_leaf(*arguments)

@@ -4,24 +4,30 @@ A float32 square overflows above 1.8e19. On CPUs the squares are summed in float
 devices have no fast float64, but they fuse sums that read the same array, so there x² is split at B² into two terms that
 cannot overflow a sum of 2³¹ elements,
 
-    x² = min(x², B²) + (max((s x)², (s B)²) − (s B)²) / s²        with B = 2⁴⁰, s = 2⁻⁸⁰,
+    x² = min(|x|, B)² + (max(s |x|, s B)² − (s B)²) / s²        with B = 2⁴⁰, s = 2⁻⁸⁰,
 
-the second of which is 0 unless |x| > B. Either way the sum of a leaf is infinite or NaN exactly if one of its elements is; and
-when the gradients are sharded, all sums travel in one collective. Leaves of float64 are split in float64, on every device.
+the second of which is 0 unless |x| > B. GPUs add up a large array in two kernels, and only the first is fused with another sum;
+there both terms are the parts of one complex number. Whatever the form, the sum of a leaf is infinite or NaN exactly if one of
+its elements is; and when the gradients are sharded, all sums travel in one collective. Leaves of float64 are split in float64,
+on every device.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mithril_opt.core.launches import if_true, truths
 from mithril_opt.core.numerics import abs_sq
-from mithril_opt.core.tree import trains, widen
+from mithril_opt.core.tree import stored, trains, widen
 from mithril_opt.core.typing import Array, PyTree
 
 # A norm above this is used in the form that is scaled down by it.
 LARGE = 2.0**64
+# B and s.
+BOUND, SCALE = 2.0**40, 2.0**-80
 
 
 class Norm(NamedTuple):
@@ -68,7 +74,7 @@ def global_norm(tree: PyTree) -> Array:
 
 def norm_of(tree: PyTree) -> Norm:
     """The norm of all floating and complex leaves of `tree` together, and whether each of them is finite."""
-    leaves = [widen(leaf) for leaf in jax.tree.leaves(tree) if trains(leaf)]
+    leaves = [stored(leaf) for leaf in jax.tree.leaves(tree) if trains(leaf)]
     if not leaves:
         return Norm(jnp.float32(0), jnp.float32(0), jnp.ones(0, bool))
     value, scaled, bad = _compiled(leaves)
@@ -116,14 +122,13 @@ def _norm(leaves: list[Array]) -> tuple[Array, Array, Array]:
     parts = [[leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf] for leaf in leaves]
     if any(part.dtype == jnp.float64 for leaf in parts for part in leaf):
         return _split(jax.tree.map(lambda part: part.astype(jnp.float64), parts), 2.0**480, 2.0**-560)
-    return jax.lax.platform_dependent(parts, cpu=in_float64, default=in_float32)
+    return jax.lax.platform_dependent(parts, cpu=in_float64, cuda=in_complex64, rocm=in_complex64, default=in_float32)
 
 
 def in_float64(leaves: list[list[Array]]) -> tuple[Array, Array, Array]:
     """The norm of leaves given as lists of their float32 real parts."""
     with jax.enable_x64(True):
-        wide = [[jax.lax.convert_element_type(part, np.float64) for part in leaf] for leaf in leaves]
-        sums = jnp.stack([sum(jnp.sum(part * part) for part in leaf) for leaf in wide])
+        sums = jnp.stack([sum(map(_wide_sum, leaf)) for leaf in leaves])
         norm = jnp.sqrt(jnp.sum(sums))
         results = norm, norm / LARGE, ~jnp.isfinite(sums)
         return tuple(jax.lax.convert_element_type(result, np.float32) for result in results)  # pyright: ignore[reportReturnType]
@@ -131,17 +136,56 @@ def in_float64(leaves: list[list[Array]]) -> tuple[Array, Array, Array]:
 
 def in_float32(leaves: list[list[Array]]) -> tuple[Array, Array, Array]:
     """The same with float32 alone."""
-    return _split(leaves, 2.0**40, 2.0**-80)
+    return _split(leaves, BOUND, SCALE)
+
+
+def in_complex64(leaves: list[list[Array]]) -> tuple[Array, Array, Array]:
+    """The same with the two float32 terms as one complex number, and small leaves together."""
+    parts, structure = jax.tree.flatten(leaves)
+    sums = structure.unflatten([_paired_sum(part, truth) for part, truth in zip(parts, truths(parts), strict=True)])
+    both = jnp.stack([sum(leaf) for leaf in sums])
+    return _total(both.real, both.imag, SCALE)
 
 
 def _split(leaves: list[list[Array]], bound: float, scale: float) -> tuple[Array, Array, Array]:
     """The norm in the dtype of `leaves`, with B = `bound` and s = `scale`."""
-    b2, s, sb2 = (np.asarray(x, leaves[0][0].dtype) for x in (bound * bound, scale, (scale * bound) ** 2))
-    below = jnp.stack([sum(jnp.sum(jnp.minimum(x * x, b2)) for x in leaf) for leaf in leaves])
-    above = jnp.stack([sum(jnp.sum(jnp.maximum((x * s) * (x * s), sb2) - sb2) for x in leaf) for leaf in leaves])
+    sums = [[_split_sum(part, bound, scale) for part in leaf] for leaf in leaves]
+    below, above = (jnp.stack([sum(part[i] for part in leaf) for leaf in sums]) for i in (0, 1))
+    return _total(below, above, scale)
+
+
+def _total(below: Array, above: Array, scale: float) -> tuple[Array, Array, Array]:
     small, large = jnp.sqrt(jnp.sum(below)), jnp.sqrt(jnp.sum(above))
     scaled = jnp.hypot(small / LARGE, large * (1 / scale / LARGE))
-    return jnp.hypot(small, large / s).astype(jnp.float32), scaled, (~jnp.isfinite(above)).astype(jnp.float32)
+    value = jnp.hypot(small, large / np.asarray(scale, large.dtype))
+    return value.astype(jnp.float32), scaled, (~jnp.isfinite(above)).astype(jnp.float32)
+
+
+# Each is traced once for leaves of one shape.
+
+
+@jax.jit
+def _wide_sum(x: Array) -> Array:
+    wide = jax.lax.convert_element_type(x, np.float64)
+    return jnp.sum(wide * wide)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _split_sum(x: Array, bound: float, scale: float) -> tuple[Array, Array]:
+    below, above = _terms(x, bound, scale)
+    return jnp.sum(below), jnp.sum(above)
+
+
+@jax.jit
+def _paired_sum(x: Array, truth: Array | None) -> Array:
+    return jnp.sum(jax.lax.complex(*_terms(if_true(truth, x), BOUND, SCALE)))
+
+
+def _terms(x: Array, bound: float, scale: float) -> tuple[Array, Array]:
+    """min(|x|, B)², and what is missing of x², times s²."""
+    b, s, sb, sb2 = (np.asarray(number, x.dtype) for number in (bound, scale, scale * bound, (scale * bound) ** 2))
+    # The bounds stand inside the squares: of (s x)² XLA would make s² x², and s² is no float32.
+    return jnp.square(jnp.minimum(jnp.abs(x), b)), jnp.square(jnp.maximum(jnp.abs(x) * s, sb)) - sb2
 
 
 @_norm.defjvp

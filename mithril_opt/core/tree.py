@@ -97,7 +97,7 @@ def select(condition: Any, new: PyTree, old: PyTree) -> PyTree:
         >>> select(jnp.bool(False), {"mean": jnp.float32(jnp.nan)}, {"mean": jnp.float32(0.5)})
         {'mean': Array(0.5, dtype=float32)}
     """
-    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
+    return jax.tree.map(lambda new, old: old if new is old else jnp.where(condition, new, old), new, old)
 
 
 def agree(params: PyTree, grads: PyTree, names: tuple[str, str] = ("parameter", "gradient")) -> PyTree:
@@ -177,6 +177,16 @@ def widen(leaf: Any) -> Array:
     """`leaf` in its compute dtype: float32 for anything narrower."""
     leaf = jnp.asarray(leaf)
     return leaf.astype(compute_dtype(leaf.dtype))
+
+
+def stored(leaf: Any) -> Array:
+    """`widen(leaf)`, infinite where the 16 bits of `leaf` are. XLA for GPUs drops a conversion to 16 bits and back, and would
+    take for finite what overflows in memory."""
+    dtype, wide = jnp.result_type(leaf), widen(leaf)
+    if dtype not in (jnp.float16, jnp.bfloat16):
+        return wide
+    rounded = jax.lax.reduce_precision(wide, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
+    return jnp.where(jnp.isinf(rounded), rounded, wide)  # rounded would have no subnormal numbers
 
 
 def placed_like(new: Array, old: Any) -> Array:

@@ -11,8 +11,9 @@ import numpy as np
 
 from mithril_opt.core.fields import static
 from mithril_opt.core.pytree import pytree
-from mithril_opt.core.tree import agree, describe_leaf, trains, widen
+from mithril_opt.core.tree import agree, describe_leaf, overlay, trained, trains, widen
 from mithril_opt.core.typing import Array, PyTree
+from mithril_opt.mixed_precision.policy import Policy
 
 # The largest power of two that a float16 cotangent of 1 can be multiplied by.
 MAX_FLOAT16_SCALE = 2.0**15
@@ -53,7 +54,35 @@ def check_argnums(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
     indices = tuple(argnums) if isinstance(argnums, Sequence) else (operator.index(argnums),)
     if not all(-count <= index < count for index in indices):
         raise ValueError(f"argnums is {argnums}, but loss_fn is given {count} positional arguments")
-    return indices
+    positions = tuple(index % count for index in indices)
+    if len(set(positions)) < len(positions):
+        raise ValueError(f"argnums is {argnums}, which names an argument twice")
+    return positions
+
+
+def loss_aux_and_grads(
+    policy: Policy,
+    loss_fn: Callable[..., Any],
+    has_aux: bool,
+    scale: Array | None,
+    chosen: dict[str, Any],
+    whole: dict[str, Any],
+    batch: dict[str, Any],
+) -> tuple[Array, Any, tuple[PyTree, ...]]:
+    """Loss, aux, and the gradients by the `chosen` arguments, times `scale`. The arguments of `loss_fn`, by name or by position
+    as a text, are in three dictionaries."""
+    loss_dtypes: list[Any] = []
+
+    def compute(*trees: PyTree) -> tuple[Array, Any]:
+        by = {name: overlay(full, tree, full) for (name, full), tree in zip(chosen.items(), trees, strict=True)}
+        keywords = policy.cast_to_compute(whole | batch | by)
+        positional = [keywords.pop(name) for name in sorted(filter(str.isdigit, keywords), key=int)]
+        loss, aux = loss_and_aux(loss_fn(*positional, **keywords), has_aux)
+        loss_dtypes.append(jnp.result_type(loss))
+        return policy.cast_to_output(loss), policy.cast_to_output(aux)
+
+    loss, vjp, aux = jax.vjp(compute, *map(trained, chosen.values()), has_aux=True)
+    return loss, aux, pull(vjp, loss, scale, loss_dtypes[0])
 
 
 def pull(vjp: Callable[..., Any], loss: Array, scale: Array | None, computed_in: Any) -> Any:
@@ -66,7 +95,7 @@ def pull(vjp: Callable[..., Any], loss: Array, scale: Array | None, computed_in:
     warnings.warn(
         "the loss is float16, so no loss scale above 32768 can enter its backward pass; compute the loss in float32, "
         "from logits.astype(jnp.float32), under a policy whose output_dtype is float32",
-        stacklevel=3,
+        stacklevel=5,
     )
     usable = jnp.minimum(scale, MAX_FLOAT16_SCALE)
     return jax.tree.map(lambda grad: grad * (scale / usable).astype(grad.dtype), vjp(one * usable.astype(loss.dtype)))

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from mithril_opt.clipping import clip_factors, exceeds, times
+from mithril_opt.core.branch import update_if
+from mithril_opt.core.launches import together
 from mithril_opt.core.norm import first_bad_leaf, norm_of
 from mithril_opt.core.numerics import scalar_f32
 from mithril_opt.core.state import BAD_INPUT, OVERFLOW, Seen, exported
-from mithril_opt.core.tree import select
+from mithril_opt.core.tree import select, stored
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.mixed_precision.loss_scale import LossScaleState
 
@@ -50,9 +52,9 @@ def commit(
     Returns:
         Parameters, state, and whether the step was committed.
     """
-    optimizer, scaling, scale = trainer.optimizer, trainer.scaling, state.loss_scale
+    optimizer, scaling, scale = trainer.optimizer, trainer.scaling, together(state.loss_scale)
     unscale = [1 / scale.scale] if scaling.needed else []
-    norm = norm_of(jax.tree.map(lambda grad: times(grad, unscale), grads))
+    norm = norm_of(jax.tree.map(lambda grad: times(stored(grad), unscale), grads))
     bound = jnp.float32(jnp.inf) if trainer.clip_norm is None else scalar_f32(trainer.clip_norm)
     clip = [] if trainer.clip_norm is None else clip_factors(norm, bound)
     bad_leaf = first_bad_leaf(params, grads, norm.finite)
@@ -60,22 +62,11 @@ def commit(
     input_finite &= optimizer.ready(state.optimizer)
     ok = jnp.all(norm.finite) & input_finite
     why = jnp.where(ok, 0, jnp.where(input_finite, OVERFLOW, BAD_INPUT))
-    window, leaves, given = optimizer.window(state.optimizer), jax.tree.leaves(params), _given(params, grads)
+    window, accumulates = optimizer.window(state.optimizer), optimizer.window_length not in (None, 1)
 
-    def update(params: PyTree, grads: PyTree, inner: Any) -> tuple[PyTree, Any, Array]:
-        unscaled = jax.tree.map(lambda grad: times(grad, [*unscale, *clip]), grads)
-        new, fits = optimizer.update(params, unscaled, inner), jnp.bool(True)
-        if narrow := [i for i in given if leaves[i].dtype == jnp.float16]:
-            # Only float16 is left by a step that float32 holds. To look at the new parameters costs a second pass.
-            fits = jnp.all(norm_of([jax.tree.leaves(new[0])[i] for i in narrow]).finite)
-            new = select(fits, new, (params, optimizer.skip(inner, jnp.int32(BAD_INPUT))))
-        return *new, fits
-
-    def skip(params: PyTree, grads: PyTree, inner: Any) -> tuple[PyTree, Any, Array]:
-        return params, optimizer.skip(inner, why), jnp.bool(True)
-
-    # A branch, not a `where` around the update: to select afterwards would keep the old buffers alive and copy each of them.
-    new_params, new_state, fits = jax.lax.cond(ok, update, skip, params, grads, told)
+    old, factors = (params, told), [*unscale, *clip]
+    (new_params, new), fits = update_if(ok, _update, _fits, old, optimizer, grads, factors, lazily=accumulates)
+    new_state = select(ok, new, optimizer.skip(new, why))
 
     verdict = jnp.maximum(window.verdict, jnp.where(fits, why, BAD_INPUT))
     success = verdict == 0
@@ -83,6 +74,22 @@ def commit(
     counted = scaling.count(adjusted, success, input_finite & fits)
     last = counted._replace(last_bad_leaf=jnp.where(ok & fits, scale.last_bad_leaf, bad_leaf), grad_norm=norm.value)
     return new_params, TrainerState(new_state, last), success
+
+
+def _update(state: tuple[PyTree, Any], optimizer: Any, grads: PyTree, factors: list[Array]) -> tuple[Any, Array]:
+    """The new parameters and state, the old ones if a float16 parameter overflows; and whether none does."""
+    params, inner = state
+    new = optimizer.update(params, jax.tree.map(lambda grad: times(grad, factors), grads), inner)
+    narrow = [i for i in _given(params, grads) if jax.tree.leaves(params)[i].dtype == jnp.float16]
+    if not narrow:
+        return new, jnp.bool(True)
+    # Only float16 is left by a step that float32 holds. To look at the new parameters costs a second pass.
+    fits = jnp.all(norm_of([jax.tree.leaves(new[0])[i] for i in narrow]).finite)
+    return select(fits, new, (params, optimizer.skip(inner, jnp.int32(BAD_INPUT)))), fits
+
+
+def _fits(*_: Any) -> Array:
+    return jnp.bool(True)
 
 
 def _given(params: PyTree, grads: PyTree) -> list[int]:

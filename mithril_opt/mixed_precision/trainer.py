@@ -6,6 +6,7 @@ that produced them; and the verdict is one for all leaves, groups and devices.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,9 +20,10 @@ from mithril_opt.core.pytree import check_numbers, pytree, set_field
 from mithril_opt.core.state import Seen, misuse
 from mithril_opt.core.tree import agree, overlay, trained
 from mithril_opt.core.typing import Array, PyTree, Scalar
-from mithril_opt.mixed_precision.backward import Pullback, check_argnums, check_loss, cotangents, loss_and_aux, pull
+from mithril_opt.mixed_precision.backward import Pullback, check_argnums, check_loss, cotangents, loss_aux_and_grads
 from mithril_opt.mixed_precision.commit import TrainerState, commit
 from mithril_opt.mixed_precision.loss_scale import LossScale
+from mithril_opt.mixed_precision.micro_batches import check_number, in_turn
 from mithril_opt.mixed_precision.policy import Policy
 from mithril_opt.mixed_precision.readings import Readings, check_made_by
 
@@ -172,42 +174,48 @@ class MixedPrecisionTrainer(Readings):
         return self._step(params, grads, state, jnp.all(norm_of(loss_gradients).finite))
 
     def value_and_grad(
-        self, loss_fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+        self, loss_fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, micro_batches: int = 1
     ) -> Callable[..., Any]:
         """`jax.value_and_grad` in mixed precision: the loss as it is, the gradients multiplied by the loss scale.
+
+        With `micro_batches` k > 1 the batch is cut in k, which go forward and backward one after the other; only the sum of
+        their gradients is kept. Loss and gradients are means, those of the whole batch if its loss is a mean over rows.
 
         Args:
             loss_fn: `(params, *args, **kwargs) -> loss`, or `-> (loss, aux)` with `has_aux`; the loss a real scalar. It sees
                 every floating argument in the compute dtype.
             argnums: which arguments of `loss_fn` to differentiate by, as in `jax.value_and_grad`.
             has_aux: whether `loss_fn` returns `(loss, aux)`.
+            micro_batches: k ≥ 1. All arrays in the arguments besides `params` that are not differentiated by are cut along the
+                leading axis, row i into the micro-batch i mod k; a random key is split in k; scalars are handed on.
 
         Returns:
             A function `(params, state, *args, **kwargs)` that returns `loss, grads`, or `(loss, aux), grads`. The loss and the
             floating leaves of aux are in the output dtype; the gradients, scaled, in the dtypes of the parameters, None at
-            the leaves that do not train.
+            the leaves that do not train. With micro-batches the gradients are in float32 or wider, and aux has a leading axis
+            of length k.
 
         Raises:
             TypeError: the loss is no real floating scalar.
-            ValueError: there are no such arguments as `argnums`.
+            ValueError: `argnums` names no argument; k is no integer ≥ 1; leading axes differ, or k does not divide them.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from mithril_opt import SGD, MixedPrecisionTrainer
+            >>> trainer = MixedPrecisionTrainer(None, SGD(), policy="bfloat16")
+            >>> value_and_grad = trainer.value_and_grad(lambda params, x: jnp.mean(params * x), micro_batches=2)
+            >>> value_and_grad(jnp.ones(()), trainer.init(jnp.ones(())), jnp.array([1.0, 2.0, 3.0, 6.0]))
+            (Array(3., dtype=float32), Array(3., dtype=float32))
         """
+        check_number(micro_batches)
 
         def wrapped(params: PyTree, state: TrainerState, /, *args: Any, **kwargs: Any) -> Any:
             arguments, scale = (params, *args), self._scale(state)
             indices = check_argnums(argnums, len(arguments))
-            loss_dtypes: list[Any] = []
-
-            def compute(*differentiated: PyTree) -> tuple[Array, Any]:
-                full = list(arguments)
-                for index, tree in zip(indices, differentiated, strict=True):
-                    full[index] = overlay(arguments[index], tree, arguments[index])
-                full, keywords = self.policy.cast_to_compute((full, kwargs))
-                loss, aux = loss_and_aux(loss_fn(*full, **keywords), has_aux)
-                loss_dtypes.append(jnp.result_type(loss))
-                return self.policy.cast_to_output(loss), self.policy.cast_to_output(aux)
-
-            loss, vjp, aux = jax.vjp(compute, *(trained(arguments[index]) for index in indices), has_aux=True)
-            grads = pull(vjp, loss, scale, loss_dtypes[0])
+            given = {str(i): argument for i, argument in enumerate(arguments)} | kwargs
+            chosen, whole = {str(i): given.pop(str(i)) for i in indices}, {"0": given.pop("0", params)}
+            backward = functools.partial(loss_aux_and_grads, self.policy, loss_fn, has_aux, scale, chosen, whole)
+            loss, aux, grads = in_turn(backward, tuple(map(trained, chosen.values())), given, micro_batches)
             return ((loss, aux) if has_aux else loss), (grads if isinstance(argnums, Sequence) else grads[0])
 
         return wrapped

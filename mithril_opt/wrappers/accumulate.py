@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mithril_opt.core.branch import update_if
 from mithril_opt.core.fields import count, static
+from mithril_opt.core.launches import if_true, truths
 from mithril_opt.core.numerics import compute_dtype, real_dtype
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree, set_field
@@ -48,7 +50,7 @@ class Accumulate(StatefulWrapper):
     """Gradient accumulation: one update of the inner optimizer on the mean of `every` gradients.
 
     The n-th gradient of a window enters a running mean, m ← (1 − 1/n) m + g/n in float32, which finite gradients cannot
-    overflow. The inner optimizer runs on every k-th call only (`jax.lax.cond`), so the other calls touch nothing but the mean,
+    overflow. The inner optimizer runs on every k-th call only, so the other calls touch nothing but the mean,
     and its schedules and bias corrections count applied updates. A gradient that is None counts as zero; a leaf whose gradient
     is None on the k-th call is not updated. When k has shrunk in mid-window, the window closes on the next call, with the mean
     of what is in it. To clip the mean, wrap what is inside: `Accumulate(Clip(AdamW(), clip_norm=1.0), every=8)`.
@@ -103,14 +105,16 @@ class Accumulate(StatefulWrapper):
         window, mean = self.window(state), _mean(state, grads)
         given = jax.tree.map(lambda mean, grad: None if grad is None else mean, mean, grads, is_leaf=_is_none)
 
-        def apply(params: PyTree, mean: PyTree, inner: Any) -> tuple[PyTree, PyTree, Any]:
-            updates, inner = self.optimizer.compute_updates(params, mean, inner, **extra_args)
-            return overlay(params, apply_updates(params, updates), params), plain(updates), inner
+        functions = {name: argument for name, argument in extra_args.items() if callable(argument)}
+        arrays = {name: argument for name, argument in extra_args.items() if name not in functions}
 
-        def keep(params: PyTree, mean: PyTree, inner: Any) -> tuple[PyTree, PyTree, Any]:
-            return params, jax.tree.map(_zero_update, mean, params, is_leaf=_is_none), inner
+        def update(state: Any, optimizer: Optimizer, mean: PyTree, arrays: dict[str, Any]) -> tuple[Any, PyTree]:
+            params, inner = state
+            updates, inner = optimizer.compute_updates(params, mean, inner, **functions, **arrays)
+            return (overlay(params, apply_updates(params, updates), params), inner), plain(updates)
 
-        new, updates, inner = jax.lax.cond(window.applies, apply, keep, params, given, state.optimizer)
+        old, inputs = (params, state.optimizer), (self.optimizer, given, arrays)
+        (new, inner), updates = update_if(window.applies, update, _zero_updates, old, *inputs, lazily=True)
         return moved(params, updates, new), _advance(state._replace(optimizer=inner, mean=mean), *window)
 
     def window(self, state: AccumulateState) -> Window:
@@ -146,20 +150,22 @@ def _advance(state: AccumulateState, closes: Array, verdict: Array) -> Accumulat
 
 def _mean(state: AccumulateState, grads: PyTree) -> PyTree:
     """The mean of the gradients of the window, with one more in it."""
-    n = state.micro_step + 1
-
-    def on_leaf(mean: Array | None, grad: Array | None) -> Array | None:
-        if mean is None:
-            return None
-        share = 1 / n.astype(real_dtype(mean.dtype))
-        kept = jnp.where(n == 1, 0, mean * (1 - share).astype(mean.dtype))
-        return kept if grad is None else kept + widen(grad).astype(mean.dtype) * share.astype(mean.dtype)
-
-    return jax.tree.map(on_leaf, state.mean, grads, is_leaf=_is_none)
+    leaves, structure = jax.tree.flatten(state.mean, is_leaf=_is_none)
+    each = zip(leaves, structure.flatten_up_to(grads), truths(leaves), strict=True)
+    return structure.unflatten([None if mean is None else _mean_of_leaf(mean, *rest, state.micro_step) for mean, *rest in each])
 
 
-def _zero_update(mean: Array | None, param: Array) -> Array | None:
-    return None if mean is None else jnp.zeros_like(param, dtype=mean.dtype)
+@jax.jit  # so that leaves of equal shape are traced once
+def _mean_of_leaf(mean: Array, grad: Array | None, truth: Array | None, micro_step: Array) -> Array:
+    share = 1 / (micro_step + 1).astype(real_dtype(mean.dtype))
+    kept = jnp.where(micro_step == 0, 0, if_true(truth, mean) * (1 - share).astype(mean.dtype))
+    return kept if grad is None else kept + widen(grad).astype(mean.dtype) * share.astype(mean.dtype)
+
+
+def _zero_updates(state: tuple[PyTree, Any], optimizer: Optimizer, mean: PyTree, arrays: Any) -> PyTree:
+    """The updates of a micro-step."""
+    zeros = lambda mean, param: None if mean is None else jnp.zeros_like(param, dtype=mean.dtype)  # noqa: E731
+    return jax.tree.map(zeros, mean, state[0], is_leaf=_is_none)
 
 
 def _is_none(leaf: Any) -> bool:
