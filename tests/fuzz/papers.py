@@ -173,7 +173,7 @@ def adan(h, p, g, slots, t):
     u = u / (sqrt(h.beta3.correct(n, t)) + h.epsilon)
     new = p - h.learning_rate * u
     if h.weight_decay is not None:
-        new = new / (1 + h.learning_rate * h.weight_decay)
+        new = p - (p - new / (1 + h.learning_rate * h.weight_decay))  # what moves p is an update, with the digits of p
     started = exact(np.ones_like(slots["started"].value))
     return new, {"mu": m, "delta": w, "nu": n, "grad": g, "started": started}
 
