@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import oracle
-from .bounded import ROUNDING, Bounded, exact, kept, where
+from .bounded import ROUNDING, Bounded, exact, kept, norm, where
 from .oracle import at, by_norm, nodes, skip, trains, update, window
 from .papers import PAPERS, Settings
 
@@ -65,6 +65,7 @@ def train(trainer, params, narrow, grads, state, input_finite):
     new_params = {path: where(why == 0, new, kept(params[path])) for path, new in new_params.items()}
     new_state = {key: where(why == 0, new, skipped[key]) for key, new in new_state.items()}
     success, new_scale = scale_after(trainer, state, why, first_bad(bad, list(params)))
+    new_scale["loss_scale/grad_norm"] = norm(list(own.values()))
     return Trained(new_params, new_state | new_scale, success, decided)
 
 
@@ -90,7 +91,7 @@ def initial(trainer, params, state):
     """The state before the first step, apart from the clocks of the optimizer."""
     scale, hysteresis = (trainer.loss_scale, trainer.hysteresis) if scales(trainer) else (1.0, 1)
     numbers = {"scale": scale, "hysteresis": hysteresis, "last_bad_leaf": -1}
-    numbers |= dict.fromkeys(("good_steps", "consecutive_skips", "skipped", "bad_input", "attempts"), 0)
+    numbers |= dict.fromkeys(("good_steps", "consecutive_skips", "skipped", "bad_input", "attempts", "grad_norm"), 0)
     own = {f"loss_scale/{name}": exact(np.float32(x)) for name, x in numbers.items()}
     return own | oracle.initial(trainer.optimizer, params, state, at("optimizer/"))
 
