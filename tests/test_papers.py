@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_muon
 import test_papers_factored
 import test_papers_modern
 from transcriptions import STEPS, abs_sq, average, early, is_matrix, problem, widened
@@ -346,4 +347,4 @@ def test_leaves_outside_a_group_do_not_move():
 
 
 def test_every_rule_has_a_transcription_of_its_paper():
-    assert set(RULES) == {*PAPERS, *test_papers_modern.PAPERS, *test_papers_factored.PAPERS}
+    assert set(RULES) == {*PAPERS, *test_papers_modern.PAPERS, *test_papers_factored.PAPERS, *test_muon.PAPERS}

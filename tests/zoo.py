@@ -47,6 +47,7 @@ from mithril_opt import (
     MultiOptimizer,
     MultiplicativeLR,
     MultiStepLR,
+    Muon,
     NAdam,
     NoamLR,
     OneCycleLR,
@@ -178,6 +179,12 @@ def depth_of(path, leaf):
     return 0 if path.endswith("embed") else 2
 
 
+def as_a_matrix(path, leaf):
+    """A scalar and a vector as matrices of one row, a cube as one whose first two axes are one."""
+    last = jnp.ndim(leaf) - 1
+    return tuple(range(last)), last if last >= 0 else ()
+
+
 def is_embedding(path, leaf):
     return path.endswith("embed")
 
@@ -261,6 +268,18 @@ OPTIMIZERS = {
     ),
     "adafactor-stacked": lambda: Adafactor(
         learning_rate=0.05, update_clip=None, scale_parameter=False, relative_step=False, weight_decay=0.1, unit_axes=rows
+    ),
+    "muon": lambda: Muon(learning_rate=0.1, matrix_axes=as_a_matrix),
+    "muon-original": lambda: Muon(
+        learning_rate=WARMUP,
+        beta=CosineAnnealingLR(0.9, T_max=50, eta_min=0.5),
+        nesterov=False,
+        weight_decay=0.5,
+        scaling="original",
+        ns_steps=3,
+        ns_coefficients=((3.75, -6.25, 3.0), (1.875, -1.25, 0.375)),
+        matrix_axes=as_a_matrix,
+        decay_mask=decays,
     ),
     "function": lambda: SGD(learning_rate=halving),
     "custom": lambda: Momentum(learning_rate=0.02),

@@ -35,7 +35,7 @@ def make_parser() -> Parser:
     parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0, metavar="N", help="seed of weights and batches")
     parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="what the model computes in")
     optimizers = [TWO_GROUPS, *named_optimizers()]
-    help_text = "two groups, or one rule for all parameters, whose peak rate is its default rate"
+    help_text = "two groups, or one rule, whose peak rate is its default rate; AdamW takes what it is not for"
     as_spelled = lambda name: next((own for own in optimizers if own.lower() == name.lower()), name)  # noqa: E731
     parser.add_argument("--optimizer", type=as_spelled, choices=optimizers, default=TWO_GROUPS, help=help_text)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help=f"folder for {METRICS} and {CURVES}")

@@ -17,8 +17,10 @@ from mithril_opt import (
     LinearWarmupScheduler,
     MixedPrecisionTrainer,
     MultiOptimizer,
+    Muon,
     Optimizer,
     Record,
+    hidden_matrices,
     optimizers,
     read_record,
 )
@@ -26,6 +28,8 @@ from mithril_opt.core.typing import Array
 from mithril_opt.demo import data, model
 
 TWO_GROUPS = "Adam+AdamW"
+# The rules that take nothing but matrices.
+FOR_MATRICES = (Muon,)
 BATCH = 16
 EMBEDDING_RATE = 5e-3
 BODY_RATE = 1.5e-3
@@ -75,11 +79,15 @@ def named_optimizers() -> dict[str, Callable[..., Optimizer]]:
 
 
 def make_named(name: str, steps: int) -> Optimizer:
-    """The rule called `name` for all parameters, with its default rate as the peak; or the two groups."""
+    """The rule called `name` for all parameters it is for, with its default rate as the peak; or the two groups."""
     if name == TWO_GROUPS:
         return make_optimizer(steps)
     rule = named_optimizers()[name]
-    return rule(learning_rate=warmup_cosine(rule().rate, steps))
+    schedule = warmup_cosine(rule().rate, steps)
+    if rule in FOR_MATRICES:
+        rules = {"matrices": rule(learning_rate=schedule), "rest": AdamW(learning_rate=schedule)}
+        return MultiOptimizer(rules, groups={"matrices": hidden_matrices, "rest": ...})
+    return rule(learning_rate=schedule)
 
 
 def make_trainer(steps: int, precision: str, name: str = TWO_GROUPS) -> MixedPrecisionTrainer:

@@ -13,6 +13,8 @@ from mithril_opt.optimizers.adopt import ADOPT as ADOPT
 from mithril_opt.optimizers.lamb import LAMB as LAMB
 from mithril_opt.optimizers.lars import LARS as LARS
 from mithril_opt.optimizers.lion import Lion as Lion
+from mithril_opt.optimizers.muon import Muon as Muon
+from mithril_opt.optimizers.muon import hidden_matrices as hidden_matrices
 from mithril_opt.optimizers.nadam import NAdam as NAdam
 from mithril_opt.optimizers.radam import RAdam as RAdam
 from mithril_opt.optimizers.rmsprop import RMSProp as RMSProp

@@ -1,0 +1,59 @@
+"""Muon beside torch's, Schedule-Free and Prodigy beside their authors', recorded by tests/oracles/torch_peers.py."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mithril_opt import Muon
+
+DATA = np.load(Path(__file__).parent / "data" / "torch_peers.npz")
+ABOUT = json.loads(str(DATA["description"]))
+SHAPES = {name: tuple(shape) for name, shape in ABOUT["shapes"].items()}
+SETTINGS = ABOUT["settings"]
+
+
+def of(*names):
+    return [setting for setting, (name, _) in SETTINGS.items() if name in names]
+
+
+def tree(row, dtype):
+    """A row of the data as a tree of parameters."""
+    ends = np.cumsum([int(np.prod(shape)) for shape in SHAPES.values()])
+    parts = zip(SHAPES.items(), np.split(row, ends[:-1]), strict=True)
+    return {name: jnp.asarray(part.reshape(shape), dtype) for (name, shape), part in parts}
+
+
+def flat(params):
+    return np.concatenate([np.ravel(params[name]) for name in SHAPES if name in params])
+
+
+def train(optimizer, dtype, names=tuple(SHAPES)):
+    """Parameters and states after the recorded steps."""
+    only = lambda params: {name: params[name] for name in names}  # noqa: E731
+    params, update, recorded = only(tree(DATA["start"], dtype)), jax.jit(optimizer.update), []
+    state = optimizer.init(params)
+    for step, row in enumerate(DATA["gradients"], start=1):
+        params, state = update(params, only(tree(row, dtype)), state)
+        recorded += [(params, state)] if step in ABOUT["recorded"] else []
+    return recorded
+
+
+def muon(lr, weight_decay=0.1, momentum=0.95, nesterov=True, adjust_lr_fn="original"):
+    return Muon(lr, momentum, nesterov, weight_decay, adjust_lr_fn, matrix_axes=(1, 0), ns_dtype=jnp.bfloat16)
+
+
+def distance(actual, start, expected):
+    """Of two trajectories, relative to how far the second has come."""
+    return np.linalg.norm(actual - expected, axis=1) / np.linalg.norm(expected - start, axis=1)
+
+
+@pytest.mark.parametrize("setting", of("Muon"))
+def test_muon_of_torch_to_two_digits(setting):
+    """It runs Newton–Schulz in bfloat16, which has no more. Measured: 0.006 to 0.018; without Nesterov 0.022 and 0.045."""
+    recorded = train(muon(**SETTINGS[setting][1]), jnp.float32, ABOUT["matrices"])
+    start = flat({name: tree(DATA["start"], jnp.float32)[name] for name in ABOUT["matrices"]})
+    assert np.median(distance(np.stack([flat(params) for params, _ in recorded]), start, DATA[f"{setting}/params"])) < 0.02
