@@ -78,7 +78,7 @@ def test_narrow_parameters_follow_the_float32_arithmetic(optimizer, dtype):
     assert bits(slots_of(narrow_state)) == bits(slots_of(wide_state))
 
 
-def slots_of(state, besides=("average", "slow")):
+def slots_of(state, besides=("average", "slow", "x")):
     """The leaves of `state`, without what is recorded, and without what depends on how parameters are rounded."""
     fields = {jax.tree_util.GetAttrKey(name) for name in besides}
     return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(unrecorded(state)) if not fields & set(path)]

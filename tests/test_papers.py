@@ -14,6 +14,7 @@ import pytest
 import test_muon
 import test_papers_factored
 import test_papers_modern
+import test_schedule_free
 from transcriptions import STEPS, abs_sq, average, early, is_matrix, problem, widened
 from zoo import RULES
 
@@ -347,4 +348,5 @@ def test_leaves_outside_a_group_do_not_move():
 
 
 def test_every_rule_has_a_transcription_of_its_paper():
-    assert set(RULES) == {*PAPERS, *test_papers_modern.PAPERS, *test_papers_factored.PAPERS, *test_muon.PAPERS}
+    others = (test_papers_modern, test_papers_factored, test_muon, test_schedule_free)
+    assert set(RULES) == {*PAPERS, *(rule for module in others for rule in module.PAPERS)}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mithril_opt import Muon
+from mithril_opt import Muon, ScheduleFreeAdamW, ScheduleFreeSGD
 
 DATA = np.load(Path(__file__).parent / "data" / "torch_peers.npz")
 ABOUT = json.loads(str(DATA["description"]))
@@ -57,3 +57,25 @@ def test_muon_of_torch_to_two_digits(setting):
     recorded = train(muon(**SETTINGS[setting][1]), jnp.float32, ABOUT["matrices"])
     start = flat({name: tree(DATA["start"], jnp.float32)[name] for name in ABOUT["matrices"]})
     assert np.median(distance(np.stack([flat(params) for params, _ in recorded]), start, DATA[f"{setting}/params"])) < 0.02
+
+
+def warmup(lr, steps):
+    """(k + 1) / steps of the rate, in the numbers that a schedule has: float32."""
+    return lambda step: lr * jnp.minimum(1.0, (step + 1) / steps) if steps else lr
+
+
+def schedule_free(kind, lr, warmup_steps=0, weight_decay=0.0, betas=(0.9, 0.999), momentum=0.9, eps=1e-8, **more):
+    if kind == "SGDScheduleFree":
+        return ScheduleFreeSGD(warmup(lr, warmup_steps), momentum, weight_decay, **more)
+    return ScheduleFreeAdamW(warmup(lr, warmup_steps), *betas, eps, weight_decay, **more)
+
+
+@pytest.mark.parametrize("setting", of("AdamWScheduleFree", "SGDScheduleFree"))
+def test_schedule_free_of_its_authors(setting):
+    """Both what is trained and what is evaluated. A rate of float32 is 1e-8 off theirs."""
+    optimizer = schedule_free(SETTINGS[setting][0], **SETTINGS[setting][1])
+    with jax.enable_x64(True):
+        recorded = train(optimizer, jnp.float64)
+        averages = np.stack([flat(optimizer.eval_params(params, state)) for params, state in recorded])
+    np.testing.assert_allclose(np.stack([flat(p) for p, _ in recorded]), DATA[f"{setting}/params"], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(averages, DATA[f"{setting}/average"], rtol=1e-6, atol=1e-6)

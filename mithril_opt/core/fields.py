@@ -114,9 +114,9 @@ class Number:
         """What is expected, in words."""
         if self.integer:
             return f"an integer of at least {self.minimum}"
-        lowest = f"[{self.minimum:g}" if self.minimum >= self.above else f"({self.above:g}"
+        lowest = f"[{self.minimum:g}" if self.minimum > self.above else f"({self.above:g}"
         highest = f"{self.maximum:g}]" if self.maximum < self.below or self.infinite else f"{self.below:g})"
-        interval = f"{lowest}, {highest}".replace("[-inf", "(-inf")
+        interval = f"{lowest}, {highest}"
         return f"a number in {interval}" if interval != "(-inf, inf)" else "a finite number"
 
 

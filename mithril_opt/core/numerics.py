@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mithril_opt.core.decay_rate import DecayRate
-from mithril_opt.core.typing import Array, Scalar
+from mithril_opt.core.typing import Array, PyTree, Scalar
 
 
 def ema(beta: Any, average: Array, x: Array) -> Array:
@@ -100,6 +100,12 @@ def compute_dtype(dtype: Any) -> Any:
 def real_dtype(dtype: Any) -> Any:
     """The dtype of the real part of a floating or complex `dtype`."""
     return jnp.finfo(dtype).dtype
+
+
+def widest_real(params: PyTree) -> Any:
+    """The dtype of a number that is about all of `params`: that of the widest real part in their arithmetic."""
+    dtypes = (real_dtype(compute_dtype(jnp.result_type(leaf))) for leaf in jax.tree.leaves(params))
+    return max(dtypes, default=jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize)
 
 
 def zeros(param: Array) -> Array:

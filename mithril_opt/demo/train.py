@@ -156,7 +156,7 @@ def train(corpus: data.Corpus, steps: int, seed: int, precision: str, name: str 
         records = [to_record(i, measured, dict(zip(rows.columns, row, strict=True)), groups) for i, measured, row in own]
         yield Block(records, time.perf_counter() - began)
         if block[-1] % VALIDATE_EVERY == 0 or block[-1] == steps:
-            yield validate(params, held_out, block[-1])
+            yield validate(trainer.optimizer.eval_params(params, state.optimizer), held_out, block[-1])
 
 
 def to_record(step: int, metrics: dict[str, Any], row: dict[str, Any], groups: Iterable[str]) -> dict[str, Any]:

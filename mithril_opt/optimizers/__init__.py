@@ -18,6 +18,8 @@ from mithril_opt.optimizers.muon import hidden_matrices as hidden_matrices
 from mithril_opt.optimizers.nadam import NAdam as NAdam
 from mithril_opt.optimizers.radam import RAdam as RAdam
 from mithril_opt.optimizers.rmsprop import RMSProp as RMSProp
+from mithril_opt.optimizers.schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
+from mithril_opt.optimizers.schedule_free import ScheduleFreeSGD as ScheduleFreeSGD
 from mithril_opt.optimizers.sgd import SGD as SGD
 
 __all__ = _public(globals())  # pyright: ignore[reportUnsupportedDunderAll]

@@ -21,6 +21,8 @@ from mithril_opt.wrappers.record import read_record as read_record
 from mithril_opt.wrappers.sam import SAM as SAM
 from mithril_opt.wrappers.scale_rate import ScaleRate as ScaleRate
 from mithril_opt.wrappers.scale_rate import layer_decay as layer_decay
+from mithril_opt.wrappers.schedule_free import ScheduleFree as ScheduleFree
+from mithril_opt.wrappers.schedule_free import ScheduleFreeState as ScheduleFreeState
 from mithril_opt.wrappers.swa import SWA as SWA
 from mithril_opt.wrappers.swa import SWAState as SWAState
 from mithril_opt.wrappers.switch import Switch as Switch
