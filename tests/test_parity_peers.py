@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mithril_opt import Muon, ScheduleFreeAdamW, ScheduleFreeSGD
+from mithril_opt import Muon, Prodigy, ScheduleFreeAdamW, ScheduleFreeSGD
 
 DATA = np.load(Path(__file__).parent / "data" / "torch_peers.npz")
 ABOUT = json.loads(str(DATA["description"]))
@@ -79,3 +79,16 @@ def test_schedule_free_of_its_authors(setting):
         averages = np.stack([flat(optimizer.eval_params(params, state)) for params, state in recorded])
     np.testing.assert_allclose(np.stack([flat(p) for p, _ in recorded]), DATA[f"{setting}/params"], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(averages, DATA[f"{setting}/average"], rtol=1e-6, atol=1e-6)
+
+
+def prodigy(lr=1.0, betas=(0.9, 0.999), beta3=None, eps=1e-8, use_bias_correction=False, **same):
+    return Prodigy(lr, *betas, beta3, eps, bias_correction=use_bias_correction, **same)
+
+
+@pytest.mark.parametrize("setting", of("Prodigy"))
+def test_prodigy_of_its_authors(setting):
+    """They keep p₀ and not p₀ − p, which costs digits of the first steps of 1e-6."""
+    with jax.enable_x64(True):
+        recorded = train(prodigy(**SETTINGS[setting][1]), jnp.float64)
+    np.testing.assert_allclose([state.shared.d for _, state in recorded], DATA[f"{setting}/d"], rtol=1e-8)
+    np.testing.assert_allclose(np.stack([flat(p) for p, _ in recorded]), DATA[f"{setting}/params"], rtol=1e-8, atol=1e-8)

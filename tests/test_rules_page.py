@@ -30,6 +30,7 @@ FIELDS = {
     "α": ["alpha"],
     "ψ": ["momentum_decay"],
     "c": ["decay"],
+    "d₀": ["d0"],
     "decay": ["decay"],
 }
 

@@ -1,5 +1,6 @@
 """One table of all optimizers and one of all schedules. A new row gets every test of test_contract.py for free."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -51,10 +52,12 @@ from mithril_opt import (
     NAdam,
     NoamLR,
     OneCycleLR,
+    Optimizer,
     OptState,
     PerEpoch,
     PolynomialDecayLR,
     PolynomialLR,
+    Prodigy,
     RAdam,
     Record,
     RecordState,
@@ -199,7 +202,20 @@ def groups(embedding, body):
 WARMUP = LinearWarmupScheduler(3, 0.001, 0.1, after_scheduler=CosineAnnealingLR(0.1, T_max=20, eta_min=0.01))
 PLATEAU = LinearWarmupScheduler(3, 0.001, 0.1, after_scheduler=ReduceLROnPlateau(0.1, patience=1))
 
-OPTIMIZERS = {
+NARROW, COMPLEX = ("bfloat16", "float16"), ("complex64",)
+
+
+class Row(NamedTuple):
+    """A row of the table: how the optimizer is made, and the dtypes of parameters that it refuses."""
+
+    make: Callable[[], Optimizer]
+    refused: tuple[str, ...] = ()
+
+    def __call__(self):
+        return self.make()
+
+
+ROWS = {
     "sgd": lambda: SGD(learning_rate=0.1),
     "sgd-momentum": lambda: SGD(learning_rate=0.05, momentum=0.9),
     "sgd-nesterov": lambda: SGD(learning_rate=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
@@ -284,6 +300,22 @@ OPTIMIZERS = {
         matrix_axes=as_a_matrix,
         decay_mask=decays,
     ),
+    "prodigy": Row(lambda: Prodigy(beta2=0.9, d0=0.01), refused=NARROW + COMPLEX),
+    "prodigy-everything": Row(
+        lambda: Prodigy(
+            learning_rate=LinearWarmupScheduler(3, 0.25, 1.0),
+            beta1=CosineAnnealingLR(0.9, T_max=50, eta_min=0.5),
+            beta3=0.9,
+            weight_decay=0.1,
+            d0=0.01,
+            d_coef=0.5,
+            growth_rate=1.5,
+            bias_correction=True,
+            safeguard_warmup=True,
+            decay_mask=decays,
+        ),
+        refused=NARROW + COMPLEX,
+    ),
     "schedule-free-adamw": lambda: ScheduleFreeAdamW(learning_rate=0.1),
     "schedule-free-adamw-scheduled": lambda: ScheduleFreeAdamW(
         learning_rate=WARMUP,
@@ -324,6 +356,7 @@ OPTIMIZERS = {
         {"all": groups(RMSProp(learning_rate=0.01), AdaGrad(learning_rate=0.1))}, groups={"all": "*"}
     ),
 }
+OPTIMIZERS = {name: row if isinstance(row, Row) else Row(row) for name, row in ROWS.items()}
 
 LINEAR = LinearWarmupScheduler(4, 0.0, 0.3, LinearLR(0.3, start_factor=1.0, end_factor=0.1, total_iters=9))
 PLATEAU = ReduceLROnPlateau(0.3, factor=0.5, patience=1, cooldown=1, min_lr=0.01)

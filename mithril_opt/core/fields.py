@@ -237,6 +237,7 @@ def decay_rate(
     above: float = -math.inf,
     below: float = 1,
     off: bool = False,
+    optional: bool = False,
 ) -> Any:
     """A field that holds the decay rate β of a moving average, or its schedule. Inside a rule it is a `DecayRate`:
     `self.beta1.value` is β, `self.beta1.complement` 1 − β, `self.beta1.one_minus_power(t)` 1 − βᵗ, all to the last digit.
@@ -248,6 +249,7 @@ def decay_rate(
         above: the rate must be larger.
         below: the rate must be smaller.
         off: whether a Python zero, which averages nothing, is stored as None, so that the rule can do without the slot.
+        optional: whether None is allowed, for a rate that is not given.
 
     Example:
         >>> import jax.numpy as jnp
@@ -265,7 +267,7 @@ def decay_rate(
         >>> optimizer.update(params, jnp.array([1.0]), optimizer.init(params))[0]
         Array([0.5], dtype=float32)
     """
-    rule = Number(minimum, maximum, above, below, off=off, exact=True)
+    rule = Number(minimum, maximum, above, below, off=off, optional=optional, exact=True)
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 

@@ -16,6 +16,7 @@ from mithril_opt.optimizers.lion import Lion as Lion
 from mithril_opt.optimizers.muon import Muon as Muon
 from mithril_opt.optimizers.muon import hidden_matrices as hidden_matrices
 from mithril_opt.optimizers.nadam import NAdam as NAdam
+from mithril_opt.optimizers.prodigy import Prodigy as Prodigy
 from mithril_opt.optimizers.radam import RAdam as RAdam
 from mithril_opt.optimizers.rmsprop import RMSProp as RMSProp
 from mithril_opt.optimizers.schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
