@@ -44,7 +44,7 @@ def test_equals_updates_on_the_averaged_gradients(name):
     params, state = run(Accumulate(optimizer, every=4), 12)
     means = [mean([gradients(1 + 4 * i + j) for j in range(4)]) for i in range(3)]
     expected, expected_state = run(optimizer, 3, grads=means)
-    assert_close((params, state.optimizer), (expected, expected_state), rtol=3e-6, atol=3e-7)
+    assert_close((params, state.optimizer), (expected, expected_state), rtol=3e-6, atol=1e-6)  # eigenvectors multiply roundings
     assert int(core(state).step) == 3
     assert bits(optimizer.get_learning_rate(state.optimizer)) == bits(Accumulate(optimizer, 4).get_learning_rate(state))
 

@@ -16,6 +16,7 @@ import test_papers_factored
 import test_papers_modern
 import test_prodigy
 import test_schedule_free
+import test_soap
 from transcriptions import STEPS, abs_sq, average, early, is_matrix, problem, widened
 from zoo import RULES
 
@@ -349,5 +350,5 @@ def test_leaves_outside_a_group_do_not_move():
 
 
 def test_every_rule_has_a_transcription_of_its_paper():
-    others = (test_papers_modern, test_papers_factored, test_muon, test_prodigy, test_schedule_free)
+    others = (test_papers_modern, test_papers_factored, test_muon, test_prodigy, test_schedule_free, test_soap)
     assert set(RULES) == {*PAPERS, *(rule for module in others for rule in module.PAPERS)}

@@ -4,13 +4,15 @@
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mithril_opt.core.numerics import compute_dtype
+from mithril_opt.core.numerics import compute_dtype, real_dtype
 from mithril_opt.core.tree import agree, aligned, describe_leaf, placed_like, trained, trains, widen
 from mithril_opt.core.typing import Array, PyTree
 
@@ -58,6 +60,16 @@ def own(where: str, slots: PyTree, params: PyTree) -> PyTree:
 def start_at(param: Any) -> Any:
     """A slot that begins as `param` itself; zeros for a parameter that is abstract."""
     return jnp.zeros_like(param) if isinstance(param, jax.ShapeDtypeStruct) else param
+
+
+def zeros_along(param: Any, kept: Sequence[int], *sizes: int) -> Array:
+    """Zeros, real and as wide as `param`, of its axes `kept`, sharded like them, and behind them of axes of `sizes`."""
+    shape, sharding = (*(param.shape[axis] for axis in kept), *sizes), None
+    if not isinstance(param, jax.core.Tracer) and isinstance(param.sharding, NamedSharding):
+        spec = [*param.sharding.spec, *[None] * (param.ndim - len(param.sharding.spec))]
+        own = PartitionSpec(*(spec[axis] for axis in kept), *[None] * len(sizes))
+        sharding = NamedSharding(param.sharding.mesh, own, memory_kind=param.sharding.memory_kind)
+    return jnp.zeros_like(param, real_dtype(param.dtype), shape=shape, device=sharding)
 
 
 def empty(rule: Any, structure: Any) -> PyTree:
@@ -110,7 +122,8 @@ def foreign(why: str) -> str:
 def parameter_of_each_leaf(state: PyTree, params: PyTree) -> Iterator[int | None]:
     """For each leaf of `state` the position of its parameter among the leaves of `params`; None for counters and the like.
 
-    What is structured like the parameters, wherever it stands in the state, holds at each leaf what belongs to it, or nothing.
+    What is structured like the parameters, wherever it stands in the state, holds at each leaf what belongs to it: an array, a
+    tuple of some, or nothing.
     """
     structure = jax.tree.structure(params)
 
@@ -119,11 +132,11 @@ def parameter_of_each_leaf(state: PyTree, params: PyTree) -> Iterator[int | None
             column = structure.flatten_up_to(node)
         except ValueError:
             return None
-        return column if all(_leaf_or_nothing(item) for item in column) else None
+        return column if all(_belongs_to_a_leaf(item) for item in column) else None
 
     for node in jax.tree.leaves(state, is_leaf=lambda node: columns(node) is not None):
         column = columns(node)
-        yield from [None] if column is None else [i for i, item in enumerate(column) if jax.tree.leaves(item)]
+        yield from [None] if column is None else [i for i, item in enumerate(column) for _ in jax.tree.leaves(item)]
 
 
 def state_bytes(optimizer: Any, params: PyTree) -> list[int]:
@@ -137,9 +150,9 @@ def state_bytes(optimizer: Any, params: PyTree) -> list[int]:
     return sizes
 
 
-def _leaf_or_nothing(item: Any) -> bool:
-    leaves = jax.tree.leaves(item)
-    return not leaves or leaves[0] is item
+def _belongs_to_a_leaf(item: Any) -> bool:
+    parts = item if type(item) is tuple else (item,)
+    return all(not leaves or leaves[0] is part for part, leaves in zip(parts, map(jax.tree.leaves, parts), strict=True))
 
 
 def _expected(rule: Any, leaf: Any) -> PyTree:

@@ -22,5 +22,6 @@ from mithril_opt.optimizers.rmsprop import RMSProp as RMSProp
 from mithril_opt.optimizers.schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
 from mithril_opt.optimizers.schedule_free import ScheduleFreeSGD as ScheduleFreeSGD
 from mithril_opt.optimizers.sgd import SGD as SGD
+from mithril_opt.optimizers.soap import SOAP as SOAP
 
 __all__ = _public(globals())  # pyright: ignore[reportUnsupportedDunderAll]

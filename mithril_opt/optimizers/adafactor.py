@@ -2,17 +2,15 @@
 
 from typing import Any, NamedTuple, Self
 
-import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from mithril_opt.core.fields import AxesOrFunction, DecayRateOrSchedule, ScalarOrSchedule, decay_rate, number, static
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
-from mithril_opt.core.numerics import abs_sq, ema, real_dtype, real_zeros, safe_divide, safe_sqrt, zeros
+from mithril_opt.core.numerics import abs_sq, ema, real_zeros, safe_divide, safe_sqrt, zeros
 from mithril_opt.core.pytree import pytree, with_fields
 from mithril_opt.core.reductions import axes_at, check_axes, unit_rms
+from mithril_opt.core.slots import zeros_along
 from mithril_opt.core.state import Counterpart, exported
 from mithril_opt.core.typing import Array, DecayMask
 
@@ -123,7 +121,7 @@ class Adafactor(LeafOptimizer):
 
     def init_leaf(self, param: Array) -> AdafactorSlots:
         axes = self._factored_axes(param.shape)
-        row, col = (None, None) if axes is None else (_zeros_without(param, axes[1]), _zeros_without(param, axes[0]))
+        row, col = (None, None) if axes is None else (_zeros_without(param, axis) for axis in reversed(axes))
         nu = real_zeros(param) if axes is None else None
         return AdafactorSlots(row, col, nu, mu=None if self.beta1 is None else zeros(param))
 
@@ -171,10 +169,5 @@ class Adafactor(LeafOptimizer):
 
 
 def _zeros_without(param: Array, axis: int) -> Array:
-    """An empty mean over `axis` of `param`, sharded like the axes that are left."""
-    shape, sharding = param.shape[:axis] + param.shape[axis + 1 :], None
-    if not isinstance(param, jax.core.Tracer) and isinstance(param.sharding, NamedSharding):
-        spec = [*param.sharding.spec, *[None] * (param.ndim - len(param.sharding.spec))]
-        kept, kind = PartitionSpec(*spec[:axis], *spec[axis + 1 :]), param.sharding.memory_kind
-        sharding = NamedSharding(param.sharding.mesh, kept, memory_kind=kind)
-    return jnp.zeros_like(param, real_dtype(param.dtype), shape=shape, device=sharding)
+    """An empty mean over `axis` of `param`."""
+    return zeros_along(param, [kept for kept in range(param.ndim) if kept != axis])
