@@ -6,13 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import aot, growth, host, machine, measure, pictures, schedules, steps, tables
+from benchmarks import aot, growth, host, machine, measure, pictures, race, schedules, steps, tables
 from benchmarks.candidates import Work, make_works
 from benchmarks.progress import Progress
 from benchmarks.tables import Table
 from benchmarks.workloads import QUICK, WORKLOADS, Workload
 
 HOST = ("compile", "eager", "schedules")
+COMMANDS = {"aot": aot.main, "race": race.main}
 SAMPLES, QUICK_SAMPLES = 15, 3
 COPIED, QUICK_COPIED = 2**26, 2**22  # elements of the buffer whose copying is timed
 ROUNDS, QUICK_ROUNDS = 3, 1  # of compilation
@@ -25,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure mithril_opt beside its peers, the candidates taking turns in one process.",
-        epilog="What compilers for GPUs and TPUs count, without having one: python -m benchmarks aot --help",
+        epilog="More: aot --help (what compilers for GPUs and TPUs count), race --help (rules beside each other on a problem).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("what", nargs="?", choices=("tables", "growth"), default="tables", help="what to measure")
@@ -106,8 +107,8 @@ def run_growth(options: argparse.Namespace) -> list[Path]:
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and measure; the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["aot"]:
-        return aot.main(arguments[1:])
+    if arguments[:1] and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
     parser = make_parser()
     options = parser.parse_args(arguments)
     if missing := [name for name in ("matplotlib", "optax", "tqdm") if importlib.util.find_spec(name) is None]:

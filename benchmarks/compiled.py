@@ -17,6 +17,8 @@ from benchmarks.tables import Row
 from benchmarks.workloads import Workload, gpt_shapes
 
 TEMPORARIES = 0.01  # bytes per parameter
+# Bytes per parameter that XLA for a TPU brings onto the chip for a branch before it knows whether that runs.
+PREFETCHED = {"v5p": 0.4}
 SPREAD = Workload("gpt of one layer", gpt_shapes(30_000, 1024, 768, 1))  # what is sharded
 Keep = Callable[[str, str], None]  # takes a name and the text of a program
 
@@ -118,7 +120,8 @@ class StepCase:
     def missed(self, ours: Row, peer: Row) -> list[str]:
         """What of ours costs too much, in words."""
         bound = make_steps()[self.name].bound
-        limits = {"bytes": bound.bytes, "other": bound.other, "temp": TEMPORARIES}
+        other = bound.other and bound.other + PREFETCHED.get(self.target, 0)
+        limits = {"bytes": bound.bytes, "other": other, "temp": TEMPORARIES}
         if bound.launches is not None and ours["launches"] is not None:
             limits["launches"] = bound.launches * peer["launches"] + bound.counters
         found = [f"{key} {ours[key]:.4g} > {limit:.4g}" for key, limit in limits.items() if limit and ours[key] > limit]
@@ -153,10 +156,12 @@ class LayoutCase:
         return [row], self.missed(row)
 
     def missed(self, row: Row) -> list[str]:
-        """What of the update is wrong, in words: more than one sum over all devices; unless slots alone are spread, anything
-        else; and results that do not lie where they came from."""
+        """What of the update is wrong, in words: more than one sum over all devices, and anything else, unless slots alone
+        are spread; and results that do not lie where they came from."""
         layout, found = layouts.LAYOUTS[self.name], row["update_collectives"]
-        most = {"all-reduce": 1} | ({"all-gather": len(SPREAD.shapes)} if layout.zero else {})
+        most = {"all-reduce": 1}
+        if layout.zero:  # XLA for a TPU gathers short vectors by a sum, and sums norms apart that are spread in different ways
+            most = {"all-reduce": 4, "all-gather": len(SPREAD.shapes)}
         wrong = [f"{kind} {number} > {most.get(kind, 0)}" for kind, number in found.items() if number > most.get(kind, 0)]
         wrong += [f"{row['elsewhere']} results lie elsewhere"] if row["elsewhere"] else []
         return [f"{self}: {each}" for each in wrong]

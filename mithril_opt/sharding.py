@@ -57,7 +57,7 @@ def state_shardings(optimizer: Any, params: PyTree, param_shardings: PyTree, zer
     shardings = []
     for leaf, index in zip(jax.tree.leaves(state), parameter_of_each_leaf(state, params), strict=True):
         like = own[index] if index is not None and shapes[index] == leaf.shape else NamedSharding(mesh, PartitionSpec())
-        shardings.append(_spread(like, leaf.shape, zero_axis))
+        shardings.append(like if index is None else _spread(like, leaf.shape, zero_axis))
     return jax.tree.unflatten(jax.tree.structure(state), shardings)
 
 

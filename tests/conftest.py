@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-# Most of a run is spent compiling small programs, many of them more than once: LLVM need not make them fast.
+# Most of a run is spent compiling small programs, many of them more than once: they need not become fast.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    " --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -24,6 +25,21 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Every property is tested on every row of the table; on variants, "adam-plateau" beside "adam", with the slow tests."""
+    import zoo
+
+    for item in items:
+        if getattr(getattr(item, "module", None), "OPTIMIZERS", None) is zoo.OPTIMIZERS and zoo.VARIANTS & set(names_in(item)):
+            item.add_marker(pytest.mark.slow)
+
+
+def names_in(item):
+    callspec = getattr(item, "callspec", None)
+    return [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
+
+
 @pytest.fixture
 def force(monkeypatch):
     """A function that makes every platform use one form of a step that may not be taken."""
@@ -35,4 +51,11 @@ def force(monkeypatch):
             monkeypatch.setitem(branch.FORMS, lazily, {"default": form})
 
     yield use
+    jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget():
+    """Programs of one module are of no use to the next, and fill the memory."""
+    yield
     jax.clear_caches()

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import pytest
 from interop import promotion  # noqa: F401
 
-from benchmarks import aot, compiled, layouts, targets
+import mithril_opt
+from benchmarks import aot, compiled, layouts, stacks, targets
 from benchmarks.__main__ import main
 from benchmarks.compiled import Bound, LayoutCase, ProgramCase, RoundingCase, StepCase
 from benchmarks.programs import PROGRAMS
+from benchmarks.stacks import StackCase
 from benchmarks.workloads import QUICK, WORKLOADS, Workload
 
 
@@ -73,6 +75,12 @@ def test_what_a_step_misses(name):
         assert case.missed(COSTS | changed, COSTS) == ([f"h100: {name}, one: {words}"] if words else [])
 
 
+def test_what_a_branch_is_brought_in_vain():
+    counts = COSTS | {"other": 12.4}
+    assert StepCase("v5p", "accumulate", WORKLOADS["gpt"]).missed(counts, counts) == []
+    assert len(StepCase("v5e", "accumulate", WORKLOADS["gpt"]).missed(counts, counts)) == 1
+
+
 def ignore(*_):
     pass
 
@@ -97,6 +105,7 @@ def test_layouts(name, number):
         ("fsdp", {"all-reduce": 2}, 0, ["all-reduce 2 > 1"]),
         ("fsdp", {"all-reduce": 1, "all-gather": 1}, 0, ["all-gather 1 > 0"]),
         ("zero1", {"all-gather": 16, "all-reduce": 1}, 0, []),
+        ("tensor, zero1", {"all-reduce": 5}, 0, ["all-reduce 5 > 4"]),
         ("zero1", {"all-gather": 17}, 0, ["all-gather 17 > 16"]),
         ("data", {}, 3, ["3 results lie elsewhere"]),
     ],
@@ -166,3 +175,13 @@ def test_packages_that_are_missing(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["aot"])
     assert "no-such-compiler not found; `make aot` installs" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("promotion", "on_cpus")
+def test_a_stack_over_several_devices(monkeypatch):
+    monkeypatch.setattr(stacks, "STACK", jax.ShapeDtypeStruct((8, 4, 6), jnp.float32))
+    run = lambda name: StackCase("h100", name, 4).run(lambda name: None, lambda name, text: None)  # noqa: E731
+    (row,), missed = run("Muon")
+    assert (row["update_collectives"], missed) == ({}, [])
+    monkeypatch.setitem(stacks.RULES, "Prodigy", mithril_opt.Prodigy())  # which sums over all
+    assert run("Prodigy")[1] == ["h100: Prodigy on a stack, 4 devices: all-reduce 1 > 0"]

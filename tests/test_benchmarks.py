@@ -3,13 +3,15 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 from interop import promotion  # noqa: F401
 
-from benchmarks import growth, pytorch
+from benchmarks import growth, pytorch, race
 from benchmarks.__main__ import main
 from benchmarks.candidates import make_works
 from benchmarks.workloads import WORKLOADS
+from mithril_opt.demo import model
 
 
 @pytest.mark.usefixtures("promotion")
@@ -47,6 +49,18 @@ def test_growth(tmp_path, capsys, monkeypatch):
     assert main(["growth", "--quick", "--out", str(tmp_path)]) == 0
     assert "mithril_opt: compile_s ∝ n^" in capsys.readouterr().out
     assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+def test_a_race(tmp_path, capsys):
+    rules = ["--rules", "Muon", "--factors", "1", "1e30"]
+    assert main(["race", "--quick", *rules, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "| Muon, rate 0.001 |" in printed  # the other rate leads nowhere
+    (table,) = json.loads((tmp_path / "race.json").read_text())["tables"]
+    (row,) = table["rows"]
+    assert row["held_out"] < np.log(model.VOCABULARY)
+    assert len(row["losses"]) == race.QUICK_STEPS
+    assert (tmp_path / "race.png").stat().st_size > 10_000
 
 
 def test_the_exponent_of_a_power_law():

@@ -55,7 +55,7 @@ def assert_close(actual, expected, rtol=2e-6, atol=1e-7):
 def test_update_keeps_structure_shapes_dtypes_and_weak_types(optimizer, dtype):
     params = make_params(dtype)
     state = optimizer.init(params)
-    new_params, new_state = optimizer.update(params, gradients(params, 1), state)
+    new_params, new_state = jax.eval_shape(optimizer.update, params, gradients(params, 1), state)
     assert specs(new_params) == specs(params)
     assert specs(new_state) == specs(state)
     for leaf in jax.tree.leaves(state):

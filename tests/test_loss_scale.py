@@ -166,10 +166,12 @@ def test_any_sequence_follows_the_rule(letters, interval, hysteresis, powers, dy
 def test_the_state_is_strongly_typed_scalars_that_share_no_buffer():
     state = LossScale(initial=jnp.float32(4), hysteresis=jnp.int32(2)).init()
     assert state._fields == (
-        "scale", "good_steps", "hysteresis", "consecutive_skips", "skipped", "bad_input", "attempts", "last_bad_leaf"
-    )  # fmt: skip
-    assert specs(state)[1] == [((), jnp.float32, False)] + [((), jnp.int32, False)] * 7
-    assert len({leaf.unsafe_buffer_pointer() for leaf in state}) == 8
+        "scale",
+        *("good_steps", "hysteresis", "consecutive_skips", "skipped", "bad_input", "attempts", "last_bad_leaf"),
+        "grad_norm",
+    )
+    assert specs(state)[1] == [((), jnp.float32, False), *[((), jnp.int32, False)] * 7, ((), jnp.float32, False)]
+    assert len({leaf.unsafe_buffer_pointer() for leaf in state}) == 9
 
 
 def test_the_state_owns_its_buffers_even_if_the_settings_are_arrays():
@@ -182,7 +184,7 @@ def test_counters_saturate():
     rule = LossScale()
     last = jax.tree.map(lambda leaf: jnp.full_like(leaf, 2**31 - 1), rule.init())._replace(scale=jnp.float32(8))
     skipped = rule.count(rule.adjust(last, False, False), jnp.bool(False), jnp.bool(False))
-    assert {int(leaf) for leaf in skipped[1:]} == {2**31 - 1}
+    assert {int(leaf) for leaf in skipped if leaf.dtype == jnp.int32} == {2**31 - 1}
     assert int(rule.adjust(last._replace(good_steps=jnp.int32(2**31 - 1)), True, True).good_steps) == 0
 
 

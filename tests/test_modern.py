@@ -198,7 +198,7 @@ def test_the_rectification_of_radam_has_finite_derivatives():
 def test_a_rate_that_is_adams():
     params, schedule = {"w": jnp.ones((4, 4))}, StepLR(1e-3, step_size=10)
     text = "warning: {}a rate of 0.001 is one for Adam; Lion moves every element by all of it and needs a smaller one"
-    assert explain(Clip(Lion(learning_rate=schedule), clip_norm=1.0), params, 100).footer[1:] == (text.format(""),)
+    assert text.format("") in explain(Clip(Lion(learning_rate=schedule), clip_norm=1.0), params, 100).footer
     groups = MultiOptimizer({"all": Lion(learning_rate=schedule)}, groups={"all": ...})
     assert explain(groups, params, 100).footer[1:] == (text.format("group 'all': "),)
     text = "warning: a rate of 0.001 is one for Adam; AdaDelta's is a factor of its steps, about 1"

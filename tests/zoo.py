@@ -372,6 +372,7 @@ ROWS = {
     ),
 }
 OPTIMIZERS = {name: row if isinstance(row, Row) else Row(row) for name, row in ROWS.items()}
+VARIANTS = {name for name in OPTIMIZERS if any(name.startswith(f"{other}-") for other in OPTIMIZERS)}
 
 LINEAR = LinearWarmupScheduler(4, 0.0, 0.3, LinearLR(0.3, start_factor=1.0, end_factor=0.1, total_iters=9))
 PLATEAU = ReduceLROnPlateau(0.3, factor=0.5, patience=1, cooldown=1, min_lr=0.01)

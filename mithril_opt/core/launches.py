@@ -24,14 +24,16 @@ GPUS = ("cuda", "rocm")
 def truths(arrays: Sequence[Any]) -> list[Array | None]:
     """For each array, or None, a boolean scalar that is true and that `if_true` wants; None for a large one."""
     small = [i for i, array in enumerate(arrays) if array is not None and math.prod(np.shape(array)) <= SMALL]
-    if len(small) < 2:
-        return [None for _ in arrays]
-    known = lambda: [jnp.ones(2, bool)] * -(-len(small) // GROUP)  # noqa: E731
-    unknown = lambda: jax.lax.optimization_barrier(known())  # noqa: E731
-    # A scalar out of an array, and not an array of their shape, through which one array's sharding would reach the others.
-    read = [array[0] for array in jax.lax.platform_dependent(**dict.fromkeys(GPUS, unknown), default=known)]
+    read = _one_for_each_group(len(small)) if len(small) > 1 else [None]
     found = {i: read[n // GROUP] for n, i in enumerate(small)}
     return [found.get(i) for i in range(len(arrays))]
+
+
+def _one_for_each_group(number: int) -> list[Array]:
+    known = lambda: [jnp.ones(2, bool)] * -(-number // GROUP)  # noqa: E731
+    unknown = lambda: jax.lax.optimization_barrier(known())  # noqa: E731
+    # A scalar out of an array, and not an array of their shape, through which one array's sharding would reach the others.
+    return [array[0] for array in jax.lax.platform_dependent(**dict.fromkeys(GPUS, unknown), default=known)]
 
 
 def if_true(truth: Array | None, array: Array) -> Array:

@@ -5,10 +5,9 @@ train, the decay mask, and where slots are kept.
 """
 
 import abc
-import contextlib
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from mithril_opt.core import slots as storage
 from mithril_opt.core.decay_rate import DecayRate
 from mithril_opt.core.fields import Number, rule_of, shown
-from mithril_opt.core.launches import if_true, truths
+from mithril_opt.core.launches import together
 from mithril_opt.core.numerics import compute_dtype, real_dtype, saturating_increment
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import check_scalars, with_fields
@@ -25,6 +24,8 @@ from mithril_opt.core.schedule import fresh_memories
 from mithril_opt.core.state import OptState
 from mithril_opt.core.tree import describe_leaf, leaves_with_paths, placed_like, trained, widen
 from mithril_opt.core.typing import Array, PyTree
+
+T = TypeVar("T")
 
 
 class LeafOptimizer(Optimizer):
@@ -136,8 +137,7 @@ class LeafOptimizer(Optimizer):
         rule = self.at(state.step, state.schedules)
         named, powers = leaves_with_paths(params), _powers(rule, step)
         rules = [rule.for_leaf(path, param) for path, param in named]
-        gradients, slots = structure.flatten_up_to(grads), storage.scatter(rules, params, state.slots)
-        columns = named, rules, gradients, slots, truths(jax.tree.leaves(params))
+        columns = named, rules, together(structure.flatten_up_to(grads)), storage.scatter(rules, params, state.slots)
         leaves = [Leaf(path, own, param, *row) for (path, param), own, *row in zip(*columns, strict=True)]
         shares = type(rule).share is not LeafOptimizer.share
         shared, given = _shared(rule, leaves, state.shared, step) if shares else (state.shared, [None] * len(leaves))
@@ -154,7 +154,6 @@ class Leaf(NamedTuple):
     param: Array
     grad: Array | None
     slots: PyTree
-    truth: Array | None
 
 
 def _powers(rule: LeafOptimizer, step: Array) -> dict[str, Array]:
@@ -171,29 +170,27 @@ def _updated(
     if leaf.grad is None:
         return None, leaf.slots
     known = {name: power for name, power in powers.items() if getattr(leaf.rule, name) is getattr(rule, name)}
-    with _errors_at(leaf.path):
-        return _update_leaf(*leaf[1:], step, known, given)
+    return _at(leaf.path, _update_leaf, *leaf[1:], step, known, given)
 
 
-@contextlib.contextmanager
-def _errors_at(path: str) -> Iterator[None]:
+def _at(path: str, function: Callable[..., T], *args: Any) -> T:
+    """`function(*args)`, with `path` in front of its errors."""
     try:
-        yield
+        return function(*args)
     except ValueError as error:
         raise ValueError(f"at {path!r}: {error}") from error
 
 
 @jax.jit  # so that leaves of equal shape are traced once
 def _update_leaf(
-    rule: Any, param: Array, grad: Any, slots: PyTree, truth: Any, step: Array, powers: dict[str, Array], given: PyTree
+    rule: Any, param: Array, grad: Any, slots: PyTree, step: Array, powers: dict[str, Array], given: PyTree
 ) -> tuple[Array, PyTree]:
     """The update −s, and the new slots."""
     storage.check(rule, param, slots)
     dtype, where = compute_dtype(jnp.result_type(param)), f"{type(rule).__name__}.update_leaf"
     t = step.astype(real_dtype(dtype))
     known = {name: dataclasses.replace(getattr(rule, name), known=(t, power)) for name, power in powers.items()}
-    arguments = [widen(param), if_true(truth, _direction(param, grad)), storage.read(slots), t]
-    arguments += [] if given is None else [given]
+    arguments = [widen(param), _direction(param, grad), storage.read(slots), t, *([] if given is None else [given])]
     # Under strict promotion a float32 number times a complex64 or float64 leaf would be an error; wider leaves need neither.
     with jax.numpy_dtype_promotion("standard"):
         s, new_slots = with_fields(rule, **known).update_leaf(*arguments)
@@ -206,8 +203,7 @@ def _shared(rule: LeafOptimizer, leaves: list[Leaf], shared: PyTree, step: Array
     """What the rule keeps for the whole tree after this update, and what it gives to each of `leaves`."""
     live = [leaf for leaf in leaves if leaf.grad is not None]
     for leaf in live:
-        with _errors_at(leaf.path):
-            storage.check(leaf.rule, leaf.param, leaf.slots)
+        _at(leaf.path, storage.check, leaf.rule, leaf.param, leaf.slots)
     params, grads = [widen(leaf.param) for leaf in live], [_direction(leaf.param, leaf.grad) for leaf in live]
     rules, slots = [leaf.rule for leaf in live], [storage.read(leaf.slots) for leaf in live]
     with jax.numpy_dtype_promotion("standard"):

@@ -97,7 +97,7 @@ def select(condition: Any, new: PyTree, old: PyTree) -> PyTree:
         >>> select(jnp.bool(False), {"mean": jnp.float32(jnp.nan)}, {"mean": jnp.float32(0.5)})
         {'mean': Array(0.5, dtype=float32)}
     """
-    return jax.tree.map(lambda new, old: old if new is old else jnp.where(condition, new, old), new, old)
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
 
 
 def agree(params: PyTree, grads: PyTree, names: tuple[str, str] = ("parameter", "gradient")) -> PyTree:

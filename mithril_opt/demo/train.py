@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mithril_opt import (
+    SOAP,
     Adam,
     AdamW,
     CosineAnnealingLR,
@@ -20,16 +21,20 @@ from mithril_opt import (
     Muon,
     Optimizer,
     Record,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
     hidden_matrices,
     optimizers,
     read_record,
+    with_fields,
 )
 from mithril_opt.core.typing import Array
 from mithril_opt.demo import data, model
 
 TWO_GROUPS = "Adam+AdamW"
-# The rules that take nothing but matrices.
-FOR_MATRICES = (Muon,)
+# The rules that are for hidden matrices, and those whose rate does not fall.
+FOR_MATRICES = (Muon, SOAP)
+WITHOUT_DECAY = (ScheduleFreeAdamW, ScheduleFreeSGD)
 BATCH = 16
 EMBEDDING_RATE = 5e-3
 BODY_RATE = 1.5e-3
@@ -78,12 +83,14 @@ def named_optimizers() -> dict[str, Callable[..., Optimizer]]:
     return {name: value for name, value in public.items() if isinstance(value, type) and issubclass(value, Optimizer)}
 
 
-def make_named(name: str, steps: int) -> Optimizer:
-    """The rule called `name` for all parameters it is for, with its default rate as the peak; or the two groups."""
+def make_named(name: str, steps: int, peak: Any = None) -> Optimizer:
+    """The rule called `name` for all parameters it is for, `peak` or its default rate as the peak; or the two groups."""
     if name == TWO_GROUPS:
         return make_optimizer(steps)
     rule = named_optimizers()[name]
-    schedule = warmup_cosine(rule().rate, steps)
+    schedule = warmup_cosine(rule().rate if peak is None else peak, steps)
+    if rule in WITHOUT_DECAY:
+        schedule = with_fields(schedule, after_scheduler=None)
     if rule in FOR_MATRICES:
         rules = {"matrices": rule(learning_rate=schedule), "rest": AdamW(learning_rate=schedule)}
         return MultiOptimizer(rules, groups={"matrices": hidden_matrices, "rest": ...})
@@ -156,7 +163,7 @@ def train(corpus: data.Corpus, steps: int, seed: int, precision: str, name: str 
         records = [to_record(i, measured, dict(zip(rows.columns, row, strict=True)), groups) for i, measured, row in own]
         yield Block(records, time.perf_counter() - began)
         if block[-1] % VALIDATE_EVERY == 0 or block[-1] == steps:
-            yield validate(trainer.optimizer.eval_params(params, state.optimizer), held_out, block[-1])
+            yield validate(trainer.eval_params(params, state), held_out, block[-1])
 
 
 def to_record(step: int, metrics: dict[str, Any], row: dict[str, Any], groups: Iterable[str]) -> dict[str, Any]:

@@ -66,14 +66,16 @@ def commit(
 
     old, factors = (params, told), [*unscale, *clip]
     (new_params, new), fits = update_if(ok, _update, _fits, old, optimizer, grads, factors, lazily=accumulates)
-    new_state = select(ok, new, optimizer.skip(new, why))
+    skipped = optimizer.skip(new, why)
+    new_state = new if skipped is new else select(ok, new, skipped)
 
     verdict = jnp.maximum(window.verdict, jnp.where(fits, why, BAD_INPUT))
     success = verdict == 0
     adjusted = select(window.closes, scaling.adjust(scale, success, verdict != BAD_INPUT), scale)
     counted = scaling.count(adjusted, success, input_finite & fits)
-    last = counted._replace(last_bad_leaf=jnp.where(ok & fits, scale.last_bad_leaf, bad_leaf), grad_norm=norm.value)
-    return new_params, TrainerState(new_state, last), success
+    last_bad_leaf = jnp.where(ok & fits, scale.last_bad_leaf, bad_leaf)
+    grad_norm = jnp.where(input_finite, norm.value, scale.grad_norm)
+    return new_params, TrainerState(new_state, counted._replace(last_bad_leaf=last_bad_leaf, grad_norm=grad_norm)), success
 
 
 def _update(state: tuple[PyTree, Any], optimizer: Any, grads: PyTree, factors: list[Array]) -> tuple[Any, Array]:

@@ -25,7 +25,7 @@ class LossScaleState(NamedTuple):
             float16 parameter would have overflowed.
         attempts: steps taken in all, committed or not.
         last_bad_leaf: which leaf of the parameters had the first non-finite gradient when a step was last skipped; −1 if none.
-        grad_norm: float32, the norm of the gradients of the last step, unscaled, before clipping; 0 before the first.
+        grad_norm: float32, the norm of the gradients of the last step without bad input, unscaled, not clipped; 0 before it.
 
     Example:
         >>> from mithril_opt import LossScale

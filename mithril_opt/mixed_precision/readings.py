@@ -74,7 +74,8 @@ class Readings:
     def metrics(self, state: TrainerState) -> dict[str, Array]:
         """What to log after a step, scalars on the device:
 
-        - `grad_norm`: the norm of the gradients of that step, unscaled, before clipping; not finite if one of them was not.
+        - `grad_norm`: the norm of the gradients of that step, unscaled, before clipping; not finite if one of them was not. It
+          stays what it was if the input was bad.
         - `loss_scale`: what the next loss gradient is multiplied by.
         - `attempts`: steps taken in all, committed or not; micro-steps, under accumulation.
         - `skipped`: how many of them were not committed, for whatever reason. A few in a hundred are the price of a scale that

@@ -82,9 +82,8 @@ class SOAP(LeafOptimizer):
         >>> state = optimizer.init(params)
         >>> for _ in range(2):
         ...     params, state = optimizer.update(params, jnp.diag(jnp.array([1.0, -2.0])), state)
-        >>> params.round(3)
-        Array([[0.9, 0. ],
-               [0. , 1.1]], dtype=float32)
+        >>> (100 * jnp.diag(params)).round()
+        Array([ 90., 110.], dtype=float32)
     """
 
     learning_rate: ScalarOrSchedule = number(default=3e-3, minimum=0)

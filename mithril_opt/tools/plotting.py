@@ -94,10 +94,11 @@ def plot_record(optimizer: Any, state: Any, ax: Any = None) -> Any:
         >>> import matplotlib
         >>> matplotlib.use("Agg")
         >>> import jax.numpy as jnp
+        >>> from matplotlib.figure import Figure
         >>> from mithril_opt import SGD, Record, plot_record
         >>> optimizer, params = Record(SGD()), jnp.ones(2)
         >>> params, state = optimizer.update(params, params, optimizer.init(params))
-        >>> [text.get_text() for text in plot_record(optimizer, state).get_legend().get_texts()]
+        >>> [text.get_text() for text in plot_record(optimizer, state, Figure().subplots()).get_legend().get_texts()]
         ['gradients', 'updates', 'parameters']
     """
     rows = written(*found(optimizer, state))

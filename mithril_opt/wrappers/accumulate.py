@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mithril_opt.core.branch import update_if
 from mithril_opt.core.fields import count, static
 from mithril_opt.core.launches import if_true, truths
 from mithril_opt.core.numerics import compute_dtype, real_dtype
@@ -13,10 +12,9 @@ from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree, set_field
 from mithril_opt.core.slots import check_tree
 from mithril_opt.core.state import Seen, Window, exported
-from mithril_opt.core.tree import overlay, trained, widen
+from mithril_opt.core.tree import trained, widen
 from mithril_opt.core.typing import Array, PyTree
-from mithril_opt.core.updates import apply_updates, moved, plain
-from mithril_opt.wrappers.base import StatefulWrapper
+from mithril_opt.wrappers.base import StatefulWrapper, compute_updates_if
 
 
 @exported
@@ -105,17 +103,8 @@ class Accumulate(StatefulWrapper):
         window, mean = self.window(state), _mean(state, grads)
         given = jax.tree.map(lambda mean, grad: None if grad is None else mean, mean, grads, is_leaf=_is_none)
 
-        functions = {name: argument for name, argument in extra_args.items() if callable(argument)}
-        arrays = {name: argument for name, argument in extra_args.items() if name not in functions}
-
-        def update(state: Any, optimizer: Optimizer, mean: PyTree, arrays: dict[str, Any]) -> tuple[Any, PyTree]:
-            params, inner = state
-            updates, inner = optimizer.compute_updates(params, mean, inner, **functions, **arrays)
-            return (overlay(params, apply_updates(params, updates), params), inner), plain(updates)
-
-        old, inputs = (params, state.optimizer), (self.optimizer, given, arrays)
-        (new, inner), updates = update_if(window.applies, update, _zero_updates, old, *inputs, lazily=True)
-        return moved(params, updates, new), _advance(state._replace(optimizer=inner, mean=mean), *window)
+        updates, inner = compute_updates_if(window.applies, self.optimizer, params, given, state.optimizer, extra_args)
+        return updates, _advance(state._replace(optimizer=inner, mean=mean), *window)
 
     def window(self, state: AccumulateState) -> Window:
         return Window(closes=state.micro_step + 1 >= self.every, verdict=state.verdict)
@@ -160,12 +149,6 @@ def _mean_of_leaf(mean: Array, grad: Array | None, truth: Array | None, micro_st
     share = 1 / (micro_step + 1).astype(real_dtype(mean.dtype))
     kept = jnp.where(micro_step == 0, 0, if_true(truth, mean) * (1 - share).astype(mean.dtype))
     return kept if grad is None else kept + widen(grad).astype(mean.dtype) * share.astype(mean.dtype)
-
-
-def _zero_updates(state: tuple[PyTree, Any], optimizer: Optimizer, mean: PyTree, arrays: Any) -> PyTree:
-    """The updates of a micro-step."""
-    zeros = lambda mean, param: None if mean is None else jnp.zeros_like(param, dtype=mean.dtype)  # noqa: E731
-    return jax.tree.map(zeros, mean, state[0], is_leaf=_is_none)
 
 
 def _is_none(leaf: Any) -> bool:

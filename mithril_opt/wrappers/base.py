@@ -7,14 +7,16 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
+from mithril_opt.core.branch import update_if
 from mithril_opt.core.fields import Number, rule_of
+from mithril_opt.core.numerics import compute_dtype
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.pytree import check_numbers, set_field, with_fields
 from mithril_opt.core.schedule import as_schedule
 from mithril_opt.core.state import Seen, Window, check_state
-from mithril_opt.core.tree import overlay, trains
+from mithril_opt.core.tree import map_leaves, overlay, trains
 from mithril_opt.core.typing import Array, PyTree
-from mithril_opt.core.updates import apply_updates, plain
+from mithril_opt.core.updates import apply_updates, moved, plain
 
 
 class Wrapper(Optimizer):
@@ -209,3 +211,24 @@ class StatefulWrapper(Wrapper):
 def moved_params(params: PyTree, updates: PyTree) -> PyTree:
     """The parameters that `updates` lead to, those that do not move as they are."""
     return overlay(params, apply_updates(params, updates), params)
+
+
+def compute_updates_if(
+    condition: Array, optimizer: Optimizer, params: PyTree, grads: PyTree, state: Any, extra_args: dict[str, Any]
+) -> tuple[PyTree, Any]:
+    """The updates of `optimizer` and its new state if `condition` holds; else zeros, for which nothing is computed, and
+    `state`."""
+    functions = {name: argument for name, argument in extra_args.items() if callable(argument)}
+    arrays = {name: argument for name, argument in extra_args.items() if name not in functions}
+
+    def update(old: Any, optimizer: Optimizer, grads: PyTree, arrays: dict[str, Any]) -> tuple[Any, PyTree]:
+        updates, new = optimizer.compute_updates(old[0], grads, old[1], **functions, **arrays)
+        return (moved_params(old[0], updates), new), plain(updates)
+
+    (new, state), updates = update_if(condition, update, _no_updates, (params, state), optimizer, grads, arrays, lazily=True)
+    return moved(params, updates, new), state
+
+
+def _no_updates(old: tuple[PyTree, Any], optimizer: Optimizer, grads: PyTree, arrays: dict[str, Any]) -> PyTree:
+    zeros = lambda _, param: jnp.zeros_like(param, dtype=compute_dtype(jnp.result_type(param)))  # noqa: E731
+    return map_leaves(zeros, old[0], grads, old[0])

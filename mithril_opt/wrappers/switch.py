@@ -6,15 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt.core.numerics import compute_dtype, saturating_increment
+from mithril_opt.core.numerics import saturating_increment
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree, set_field
 from mithril_opt.core.schedule import require_schedule
 from mithril_opt.core.state import exported
-from mithril_opt.core.tree import map_leaves, select
+from mithril_opt.core.tree import select
 from mithril_opt.core.typing import Array, PyTree
-from mithril_opt.core.updates import moved, plain
-from mithril_opt.wrappers.base import StatefulWrapper, moved_params
+from mithril_opt.wrappers.base import StatefulWrapper, compute_updates_if
 from mithril_opt.wrappers.words import evenly
 
 
@@ -104,18 +103,9 @@ class Switch(StatefulWrapper):
     def compute_updates(
         self, params: PyTree, grads: PyTree, state: SwitchState, **extra_args: Any
     ) -> tuple[PyTree, SwitchState]:
-        grads = self.drop_frozen(params, grads)
-
-        def make(params: PyTree, grads: PyTree, inner: Any) -> tuple[PyTree, PyTree, Any]:
-            updates, inner = self.optimizer.compute_updates(params, grads, inner, **extra_args)
-            return moved_params(params, updates), plain(updates), inner
-
-        def leave(params: PyTree, grads: PyTree, inner: Any) -> tuple[PyTree, PyTree, Any]:
-            zeros = lambda _, p: jnp.zeros_like(p, dtype=compute_dtype(jnp.result_type(p)))  # noqa: E731
-            return params, map_leaves(zeros, params, grads, params), inner
-
-        new, updates, inner = jax.lax.cond(self.is_on(state), make, leave, params, grads, self.inner(state))
-        return moved(params, updates, new), SwitchState(inner, saturating_increment(state.step))
+        given = self.drop_frozen(params, grads)
+        updates, inner = compute_updates_if(self.is_on(state), self.optimizer, params, given, self.inner(state), extra_args)
+        return updates, SwitchState(inner, saturating_increment(state.step))
 
     def observe(self, state: SwitchState, metric: Any) -> SwitchState:
         return select(self.is_on(state), super().observe(state, metric), state)

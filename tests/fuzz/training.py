@@ -65,7 +65,7 @@ def train(trainer, params, narrow, grads, state, input_finite):
     new_params = {path: where(why == 0, new, kept(params[path])) for path, new in new_params.items()}
     new_state = {key: where(why == 0, new, skipped[key]) for key, new in new_state.items()}
     success, new_scale = scale_after(trainer, state, why, first_bad(bad, list(params)))
-    new_scale["loss_scale/grad_norm"] = norm(list(own.values()))
+    new_scale["loss_scale/grad_norm"] = where(input_finite, norm(list(own.values())), kept(state["loss_scale/grad_norm"]))
     return Trained(new_params, new_state | new_scale, success, decided)
 
 
