@@ -46,7 +46,7 @@ def is_rate(node):
     return isinstance(node, DecayRate)
 
 
-def assert_close(actual, expected, rtol=2e-6, atol=1e-7):
+def assert_close(actual, expected, rtol=2e-6, atol=5e-7):
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol)
 

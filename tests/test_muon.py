@@ -160,7 +160,7 @@ def test_singular_values_of_a_random_matrix():
 def test_small_and_large_gradients_are_gradients(scale):
     """The authors' ‖u‖ + 1e-7 is off by 18 % at 1e-8."""
     grad = jnp.asarray(array(4, 6, dtype="float32"))
-    np.testing.assert_allclose(one_step(grad, grad * scale), one_step(grad, grad), rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(one_step(grad, grad * scale), one_step(grad, grad), rtol=2e-5, atol=2e-5)
 
 
 def test_a_zero_momentum_moves_nothing_but_the_decay():
@@ -200,7 +200,7 @@ def test_matrices_of_one_shape_go_together():
     together = one_step(*({name: jnp.asarray(array(*leaf.shape, seed=s)) for name, leaf in params.items()} for s in (0, 1)))
     for name, leaf in params.items():
         alone = one_step(*(jnp.asarray(array(*leaf.shape, seed=s)) for s in (0, 1)))
-        np.testing.assert_allclose(together[name], alone, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(together[name], alone, rtol=1e-5, atol=2e-5)
 
 
 def test_newton_schulz_runs_where_a_window_closes_alone():
@@ -224,7 +224,7 @@ def test_the_state_is_four_bytes_for_a_parameter():
 def test_a_transposed_matrix_with_transposed_axes(scaling):
     params, grads = (jnp.asarray(array(4, 6, seed=seed, dtype="float32")) for seed in (0, 1))
     step = one_step(params, grads, scaling=scaling)
-    np.testing.assert_allclose(one_step(params.T, grads.T, scaling=scaling, matrix_axes=(1, 0)).T, step, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(one_step(params.T, grads.T, scaling=scaling, matrix_axes=(1, 0)).T, step, rtol=1e-5, atol=2e-5)
 
 
 LAYOUTS = {
@@ -263,7 +263,7 @@ def test_layers_may_be_counted_by_unit_axes(axes):
     together = one_step(params, grads, matrix_axes=axes, unit_axes=0)
     for layer in range(3):
         alone = one_step(params[layer], grads[layer], matrix_axes="conv" if axes else None)
-        np.testing.assert_allclose(together[layer], alone, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(together[layer], alone, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_four_devices_compute_what_one_does_with_no_other_collectives(case, axis
         assert found.total() <= 2  # there and back, not for each leaf
     for name, leaf in new.items():
         assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim)
-        np.testing.assert_allclose(leaf, on_one_device(leaves)[name], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(leaf, on_one_device(leaves)[name], rtol=1e-5, atol=2e-5)
 
 
 def test_a_named_sharding_needs_no_mesh_around_it():
@@ -380,7 +380,7 @@ def test_a_named_sharding_needs_no_mesh_around_it():
     params, *grads = ({name: array(*s, seed=i, dtype="float32") for name, s in LEAVES["loose"].items()} for i in range(4))
     new = train(optimizer, *jax.device_put((params, grads), NamedSharding(mesh, P())))[-1]
     for name, leaf in new.items():
-        np.testing.assert_allclose(leaf, on_one_device("loose")[name], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(leaf, on_one_device("loose")[name], rtol=1e-5, atol=2e-5)
 
 
 # Which leaves it is for.

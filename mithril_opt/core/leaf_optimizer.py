@@ -137,13 +137,14 @@ class LeafOptimizer(Optimizer):
         rule = self.at(state.step, state.schedules)
         named, powers = leaves_with_paths(params), _powers(rule, step)
         rules = [rule.for_leaf(path, param) for path, param in named]
-        columns = named, rules, together(structure.flatten_up_to(grads)), storage.scatter(rules, params, state.slots)
+        columns = named, rules, structure.flatten_up_to(grads), storage.scatter(rules, params, state.slots)
         leaves = [Leaf(path, own, param, *row) for (path, param), own, *row in zip(*columns, strict=True)]
         shares = type(rule).share is not LeafOptimizer.share
         shared, given = _shared(rule, leaves, state.shared, step) if shares else (state.shared, [None] * len(leaves))
         results = [_updated(leaf, rule, step, powers, value) for leaf, value in zip(leaves, given, strict=True)]
         slots = storage.gather(structure, [slots for _, slots in results]) if leaves else state.slots
-        return structure.unflatten([update for update, _ in results]), OptState(step, slots, state.schedules, shared)
+        updates = together([update for update, _ in results])
+        return structure.unflatten(updates), OptState(step, slots, state.schedules, shared)
 
 
 class Leaf(NamedTuple):

@@ -42,6 +42,7 @@ def pytree(cls: type[T]) -> type[T]:
     fields = dataclasses.fields(made)  # pyright: ignore[reportArgumentType]
     leaves = [field.name for field in fields if not is_static(field)]
     statics = [field.name for field in fields if is_static(field)]
+    made._numbers = tuple(field.name for field in fields if rule_of(field))  # pyright: ignore[reportAttributeAccessIssue]
 
     def flatten(self: Any) -> tuple[list[Any], tuple[Any, ...]]:
         return [getattr(self, name) for name in leaves], tuple(getattr(self, name) for name in statics)
@@ -104,8 +105,7 @@ def check_numbers(self: Any, *, schedules: bool = True) -> None:
 
 def check_scalars(self: Any) -> None:
     """Raise a ValueError if a number among the fields of `self`, whose schedules are resolved, is an array of some shape."""
-    for field in dataclasses.fields(self):
-        numbers = jax.tree.leaves(getattr(self, field.name)) if rule_of(field) else []
-        if shape := max(map(np.shape, numbers), default=()):
+    for name in self._numbers:
+        if shape := max(map(np.shape, jax.tree.leaves(getattr(self, name))), default=()):
             hint = "jax.vmap over the optimizer tries several at once"
-            raise ValueError(f"{type(self).__name__}: {field.name} must be a scalar, got shape {shape}; {hint}")
+            raise ValueError(f"{type(self).__name__}: {name} must be a scalar, got shape {shape}; {hint}")
