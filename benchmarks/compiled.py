@@ -151,8 +151,7 @@ class LayoutCase:
         row: Row = {"layout": self.name, "devices": self.devices, "elsewhere": layouts.count_elsewhere(update, layout, SPREAD)}
         for column, compiled in {"update_collectives": update, "step_collectives": step}.items():
             keep(f"{self.target}-{self.name}-{self.devices}-{column}", compiled.as_text())
-            counted = hlo.count(hlo.read(compiled.as_text()))
-            row[column] = {kind: counted[kind] for kind in hlo.COLLECTIVES if counted[kind]}
+            row[column] = hlo.collectives(compiled)
         return [row], self.missed(row)
 
     def missed(self, row: Row) -> list[str]:
@@ -187,10 +186,8 @@ class ProgramCase:
         place = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf), sharding=whole)  # noqa: E731
         compiled = step.lower(*jax.tree.map(place, arguments)).compile()
         keep(f"{self.target}-{self.name}", compiled.as_text())
-        memory, launches = compiled.memory_analysis(), hlo.count(hlo.read(compiled.as_text()))["launches"]
-        temporary = memory.temp_size_in_bytes
-        needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + temporary
-        row: Row = {"program": self.name, "memory": needed / 1e6, "temp_mb": temporary / 1e6}
+        launches = hlo.count(hlo.read(compiled.as_text()))["launches"]
+        row: Row = {"program": self.name, **hlo.megabytes(compiled)}
         return [row | {"launches": launches if targets.is_gpu(self.target) else None}], []
 
 

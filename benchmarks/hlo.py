@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -109,6 +109,20 @@ def count(program: Program, choice: Choice = MOST) -> Counter[str]:
             known; `LEAST` for the branch that moves least, and no turn.
     """
     return run(program, program.entry, choice)
+
+
+def collectives(compiled: Any) -> dict[str, int]:
+    """How many of each kind of collective a compiled program has, of those that it has."""
+    found = count(read(compiled.as_text()))
+    return {kind: int(found[kind]) for kind in COLLECTIVES if found[kind]}
+
+
+def megabytes(compiled: Any) -> dict[str, float]:
+    """The memory that a compiled program needs, and what of it is temporary."""
+    sizes = compiled.memory_analysis()
+    temporary = sizes.temp_size_in_bytes
+    needed = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes + temporary
+    return {"memory": needed / 1e6, "temp_mb": temporary / 1e6}
 
 
 def operations(text: str, code: str, shape: tuple[int, ...]) -> int:

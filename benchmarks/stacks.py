@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import mithril_opt
 from benchmarks import hlo, targets
+from benchmarks.compiled import Keep
 from benchmarks.measure import donating_jit
 from benchmarks.tables import Row
 
@@ -20,7 +21,6 @@ RULES: dict[str, mithril_opt.Optimizer] = {
     "Muon, bfloat16": mithril_opt.Muon(matrix_axes="stacked", ns_dtype=jnp.bfloat16),
 }
 DEVICES = (1, 4)
-Keep = Callable[[str, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +49,6 @@ class StackCase:
         params, state = jax.tree.map(place, (STACK, jax.eval_shape(optimizer.init, STACK)))
         compiled = donating_jit(optimizer.update).lower(params, params, state).compile()
         keep(f"{self.target}-{self.name}-{self.devices}", compiled.as_text())
-        counted, memory = hlo.count(hlo.read(compiled.as_text())), compiled.memory_analysis()
-        found = {kind: counted[kind] for kind in hlo.COLLECTIVES if counted[kind]}
-        temporary = memory.temp_size_in_bytes
-        needed = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + temporary
-        row: Row = {"rule": self.name, "devices": self.devices, "update_collectives": found}
-        row |= {"memory": needed / 1e6, "temp_mb": temporary / 1e6}
+        found = hlo.collectives(compiled)
+        row: Row = {"rule": self.name, "devices": self.devices, "update_collectives": found, **hlo.megabytes(compiled)}
         return [row], [f"{self}: {kind} {number} > 0" for kind, number in found.items()]

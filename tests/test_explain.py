@@ -29,10 +29,13 @@ from mithril_opt import (
     Lookahead,
     MixedPrecisionTrainer,
     MultiOptimizer,
+    Muon,
     PerEpoch,
     Record,
     ReduceLROnPlateau,
     ScaleRate,
+    ScheduleFree,
+    ScheduleFreeSGD,
     SequentialLR,
     StepLR,
     Switch,
@@ -244,13 +247,18 @@ def test_whose_gradients_are_clipped():
 def test_which_average_is_read():
     lookahead = EMA(Lookahead(SGD(), every=2))
     assert sentences(explain(lookahead, MATRIX, 100)) == [
-        "all parameters: eval_params are their moving average, decay 0.999",
         "all parameters: called back to slow weights after every 2 updates",
+        "all parameters: eval_params are their moving average, decay 0.999",
     ]
     assert not warnings(explain(lookahead, MATRIX, 100))
     twice = explain(EMA(SWA(SGD(), start=1, every=1)), MATRIX, 100)
     assert sentences(twice) == ["all parameters: eval_params are their moving average, decay 0.999"]
     assert warnings(twice) == ["SWA of all parameters has no effect: eval_params are those of the EMA around it"]
+    free = "all parameters: eval_params are the averages x"
+    assert sentences(explain(ScheduleFreeSGD(), MATRIX, 100)) == [free]
+    assert sentences(explain(ScheduleFree(SGD()), MATRIX, 100))[1:] == [free]
+    assert free not in sentences(explain(EMA(ScheduleFreeSGD()), MATRIX, 100))
+    assert not warnings(explain(EMA(ScheduleFree(SGD())), MATRIX, 100))
     groups = MultiOptimizer({"a": EMA(SGD()), "b": Lookahead(SGD())}, groups={"a": "a", "b": "b"})
     assert "group 'b': eval_params are their slow weights" in sentences(
         explain(groups, {"a": jnp.ones(2), "b": jnp.ones(2)}, 9)
@@ -305,8 +313,10 @@ def test_a_wrapper_without_effect(wrap, why):
 
 
 def test_a_clip_before_a_rule_that_takes_the_sign():
-    (found,) = warnings(explain(Clip(Lion(), clip_norm=1.0), MATRIX, 100))
-    assert found == "Clip of all parameters has no effect: the steps of Lion hardly depend on the size of a gradient"
+    for rule in Lion(), Muon():
+        (found,) = warnings(explain(Clip(rule, clip_norm=1.0), MATRIX, 100))
+        name = type(rule).__name__
+        assert found == f"Clip of all parameters has no effect: the steps of {name} hardly depend on the size of a gradient"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mithril_opt.core.fields import shown
 from mithril_opt.core.reductions import axes_at
 from mithril_opt.core.typing import Array
 
@@ -32,7 +33,7 @@ def check_matrix_axes(where: str, axes: Any) -> None:
     if not (axes is None or axes in NAMES or pair or callable(axes)):
         raise TypeError(
             f"{where} must be None, 'stacked', 'conv', a pair of axes (in, out), or a function (path, leaf) -> axes; "
-            f"got {axes!r}"
+            f"got {shown(axes)}"
         )
 
 

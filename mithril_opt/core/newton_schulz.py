@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mithril_opt.core.fields import shown
 from mithril_opt.core.numerics import safe_divide
 from mithril_opt.core.reductions import unit_norm
 from mithril_opt.core.typing import Array
@@ -42,7 +43,7 @@ def check_coefficients(where: str, given: Any, steps: int) -> str | Coefficients
         triples = ()
     if not 1 <= len(triples) <= steps:
         names = ", ".join(map(repr, PRESETS))
-        raise ValueError(f"{where} must be one of {names} or at most ns_steps = {steps} triples (a, b, c), got {given!r}")
+        raise ValueError(f"{where} must be one of {names} or at most ns_steps = {steps} triples (a, b, c), got {shown(given)}")
     return triples
 
 
@@ -50,7 +51,9 @@ def check_spread(where: str, sharding: Any) -> None:
     """Raise a TypeError that begins with `where` unless `sharding` is None or says how a stack is spread."""
     spec = sharding.spec if isinstance(sharding, NamedSharding) else sharding
     if sharding is not None and not (isinstance(spec, P) and len(spec) and spec[0]):
-        raise TypeError(f"{where} must be a NamedSharding or a PartitionSpec whose first entry names axes, got {sharding!r}")
+        raise TypeError(
+            f"{where} must be a NamedSharding or a PartitionSpec whose first entry names axes, got {shown(sharding)}"
+        )
 
 
 def orthogonalize(

@@ -180,6 +180,10 @@ class Optimizer(Hooks, abc.ABC):
         check_state(self, state)
         return params
 
+    def reads(self) -> str | None:
+        """What its `eval_params` are, in words for `explain`; None if it adds nothing of its own."""
+        return None
+
     # What wrappers and the trainer ask.
 
     @property

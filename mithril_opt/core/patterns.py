@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from types import EllipsisType
 from typing import Any, TypeAlias
 
+from mithril_opt.core.fields import shown
+
 Pattern: TypeAlias = "str | re.Pattern[str] | Callable[[str, Any], bool] | EllipsisType | list[Pattern] | tuple[Pattern, ...]"
 
 
@@ -21,7 +23,7 @@ def _checked(where: str, pattern: Any) -> Any:
         return pattern
     raise TypeError(
         f"{where} must be a glob, a compiled regular expression, a predicate (path, leaf) -> bool, a list of them or ..., "
-        f"got {pattern!r}"
+        f"got {shown(pattern)}"
     )
 
 

@@ -10,13 +10,6 @@ from mithril_opt.core.tree import leaves_with_paths, widen
 from mithril_opt.core.typing import Array, PyTree
 
 
-def check_number(number: Any) -> int:
-    """`number`, of micro-batches; a ValueError unless it is an integer of at least 1."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"micro_batches must be an integer of at least 1, got {number!r}")
-    return number
-
-
 def in_turn(
     backward: Callable[[PyTree], Any], differentiated: PyTree, batch: PyTree, number: int
 ) -> tuple[Array, PyTree, PyTree]:

@@ -1,5 +1,6 @@
 """What a trainer says of itself and for its optimizer."""
 
+import abc
 from typing import Any
 
 from mithril_opt.core.numerics import scalar_f32
@@ -11,16 +12,16 @@ from mithril_opt.mixed_precision.loss_scale import LossScale, LossScaleStuckErro
 from mithril_opt.wrappers.words import scale_does_not_matter
 
 
-class Readings:
+class Readings(abc.ABC):
     """The methods of a trainer that read its state. They take the trainer's, and hand the optimizer's to the optimizer."""
 
     optimizer: Optimizer
     clip_norm: Any
 
     @property
+    @abc.abstractmethod
     def scaling(self) -> LossScale:
         """The rule by which the loss scale moves."""
-        raise NotImplementedError
 
     def _inner(self, state: TrainerState) -> Any:
         check_made_by(state, TrainerState, "state", "init")
@@ -62,6 +63,7 @@ class Readings:
 
     def reads(self) -> None:
         """None: `eval_params` are the optimizer's."""
+        return None
 
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
         """Why `clip_norm` has no effect; None if it has one, or is not given."""

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mithril_opt.core.fields import number, same_as, static
+from mithril_opt.core.fields import count, number, same_as, static
 from mithril_opt.core.norm import norm_of
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.pytree import check_numbers, pytree, set_field
@@ -23,7 +23,7 @@ from mithril_opt.core.typing import Array, PyTree, Scalar
 from mithril_opt.mixed_precision.backward import Pullback, check_argnums, check_loss, cotangents, loss_aux_and_grads
 from mithril_opt.mixed_precision.commit import TrainerState, commit
 from mithril_opt.mixed_precision.loss_scale import LossScale
-from mithril_opt.mixed_precision.micro_batches import check_number, in_turn
+from mithril_opt.mixed_precision.micro_batches import in_turn
 from mithril_opt.mixed_precision.policy import Policy
 from mithril_opt.mixed_precision.readings import Readings, check_made_by
 
@@ -207,7 +207,7 @@ class MixedPrecisionTrainer(Readings):
             >>> value_and_grad(jnp.ones(()), trainer.init(jnp.ones(())), jnp.array([1.0, 2.0, 3.0, 6.0]))
             (Array(3., dtype=float32), Array(3., dtype=float32))
         """
-        check_number(micro_batches)
+        number_of_pieces = count(micro_batches, "micro_batches")
 
         def wrapped(params: PyTree, state: TrainerState, /, *args: Any, **kwargs: Any) -> Any:
             arguments, scale = (params, *args), self._scale(state)
@@ -215,7 +215,7 @@ class MixedPrecisionTrainer(Readings):
             given = {str(i): argument for i, argument in enumerate(arguments)} | kwargs
             chosen, whole = {str(i): given.pop(str(i)) for i in indices}, {"0": given.pop("0", params)}
             backward = functools.partial(loss_aux_and_grads, self.policy, loss_fn, has_aux, scale, chosen, whole)
-            loss, aux, grads = in_turn(backward, tuple(map(trained, chosen.values())), given, micro_batches)
+            loss, aux, grads = in_turn(backward, tuple(map(trained, chosen.values())), given, number_of_pieces)
             return ((loss, aux) if has_aux else loss), (grads if isinstance(argnums, Sequence) else grads[0])
 
         return wrapped

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple, Self
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt.core.fields import AxesOrFunction, DecayRateOrSchedule, ScalarOrSchedule, decay_rate, number, static
+from mithril_opt.core.fields import AxesOrFunction, DecayRateOrSchedule, ScalarOrSchedule, count, decay_rate, number, static
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.numerics import abs_sq, ema, real_zeros, safe_divide, safe_sqrt, zeros
-from mithril_opt.core.pytree import pytree, with_fields
+from mithril_opt.core.pytree import pytree, set_field, with_fields
 from mithril_opt.core.reductions import axes_at, check_axes, unit_rms
 from mithril_opt.core.slots import zeros_along
 from mithril_opt.core.state import Counterpart, exported
@@ -93,9 +93,8 @@ class Adafactor(LeafOptimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_axes("Adafactor: matrix_axes", self.matrix_axes)
-        least = self.min_dim_size_to_factor
-        if isinstance(least, bool) or not isinstance(least, int) or least < 1:
-            raise ValueError(f"Adafactor: min_dim_size_to_factor must be an integer of at least 1, got {least!r}")
+        least = count(self.min_dim_size_to_factor, "Adafactor: min_dim_size_to_factor")
+        set_field(self, "min_dim_size_to_factor", least)
 
     @property
     def torch(self) -> Counterpart | None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt.core.fields import AxesOrFunction, DecayRateOrSchedule, ScalarOrSchedule, decay_rate, number, static
+from mithril_opt.core.fields import AxesOrFunction, DecayRateOrSchedule, ScalarOrSchedule, count, decay_rate, number, static
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.matrices import as_matrices, check_matrix_axes, from_matrices, matrix_axes_at
 from mithril_opt.core.newton_schulz import check_coefficients, check_spread, orthogonalize
@@ -98,13 +98,13 @@ class Muon(LeafOptimizer):
     ns_sharding: Any = static(default=None)
     decay_mask: DecayMask | None = static(default=None)
 
+    scale_free: ClassVar = True
     scalings: ClassVar = ("match_rms_adamw", "original", "spectral")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self, "scaling", self.scalings)
-        if isinstance(self.ns_steps, bool) or not isinstance(self.ns_steps, int) or self.ns_steps < 1:
-            raise ValueError(f"Muon: ns_steps must be an integer of at least 1, got {self.ns_steps!r}")
+        set_field(self, "ns_steps", count(self.ns_steps, "Muon: ns_steps"))
         set_field(self, "ns_coefficients", check_coefficients("Muon: ns_coefficients", self.ns_coefficients, self.ns_steps))
         set_field(self, "ns_dtype", _real_dtype("Muon: ns_dtype", self.ns_dtype))
         check_matrix_axes("Muon: matrix_axes", self.matrix_axes)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mithril_opt.core import slots as storage
 from mithril_opt.core.averaging import Averaging, average, follow, is_narrow
-from mithril_opt.core.fields import DecayRateOrSchedule, ScalarOrSchedule, decay_rate, number, static
+from mithril_opt.core.fields import DecayRateOrSchedule, ScalarOrSchedule, decay_rate, number, shown, static
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.numerics import abs_sq, ema, real_zeros, safe_divide, safe_sqrt, widest_real
 from mithril_opt.core.pytree import pytree, with_fields
@@ -46,7 +46,7 @@ class ScheduleFreeRule(LeafOptimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.keep_x not in (None, True, False):
-            raise TypeError(f"{type(self).__name__}: keep_x must be True, False or None, got {self.keep_x!r}")
+            raise TypeError(f"{type(self).__name__}: keep_x must be True, False or None, got {shown(self.keep_x)}")
 
     def for_leaf(self, path: str, param: Any) -> Self:
         keep_x = is_narrow(param) if self.keep_x is None else self.keep_x
@@ -83,6 +83,9 @@ class ScheduleFreeRule(LeafOptimizer):
         ys, structure = jax.tree.flatten(own)
         xs = [average(y, row.z, row.x, state.shared.beta1) for y, row in zip(ys, rows, strict=True)]
         return overlay(params, structure.unflatten(xs), params)
+
+    def reads(self) -> str:
+        return "the averages x"
 
 
 @pytree

@@ -17,11 +17,20 @@ from mithril_opt.core.eigenbases import (
     together,
     turns,
 )
-from mithril_opt.core.fields import AxesOrFunction, DecayRateOrSchedule, ScalarOrSchedule, decay_rate, number, static, steps
+from mithril_opt.core.fields import (
+    AxesOrFunction,
+    DecayRateOrSchedule,
+    ScalarOrSchedule,
+    count,
+    decay_rate,
+    number,
+    static,
+    steps,
+)
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.matrices import whole
 from mithril_opt.core.numerics import ema, safe_divide, safe_sqrt, saturating_increment, zeros
-from mithril_opt.core.pytree import pytree
+from mithril_opt.core.pytree import pytree, set_field
 from mithril_opt.core.slots import zeros_along
 from mithril_opt.core.state import exported
 from mithril_opt.core.tree import placed_like
@@ -99,9 +108,7 @@ class SOAP(LeafOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        largest = self.max_precond_dim
-        if isinstance(largest, bool) or not isinstance(largest, int) or largest < 1:
-            raise ValueError(f"SOAP: max_precond_dim must be an integer of at least 1, got {largest!r}")
+        set_field(self, "max_precond_dim", count(self.max_precond_dim, "SOAP: max_precond_dim"))
 
     def for_leaf(self, path: str, param: Any) -> Self:
         if jnp.issubdtype(jnp.result_type(param), jnp.complexfloating):

@@ -94,13 +94,14 @@ def _values(number: Any, steps: np.ndarray) -> np.ndarray:
 
 
 def sentences(leaves: list[Leaf]) -> Iterator[str]:
-    """What the wrappers say of themselves."""
+    """What the wrappers do, and what `eval_params` are."""
     for wrapper, inside in _wrappers(leaves):
-        whose = _whose(inside, leaves)
         if (text := wrapper.says()) is not None:
-            yield f"{whose}: {text}"
-        if read := [leaf for leaf in inside if _evaluated(leaf) is wrapper]:
-            yield f"{_whose(read, leaves)}: eval_params are {wrapper.reads()}"
+            yield f"{_whose(inside, leaves)}: {text}"
+    readers = {id(reader): reader for leaf in leaves if (reader := _evaluated(leaf)) is not None}
+    for reader in readers.values():
+        read = [leaf for leaf in leaves if _evaluated(leaf) is reader]
+        yield f"{_whose(read, leaves)}: eval_params are {reader.reads()}"
 
 
 def wrappers_without_effect(leaves: list[Leaf], total_steps: int) -> Iterator[str]:
@@ -125,8 +126,9 @@ def _wrappers(leaves: list[Leaf]) -> list[tuple[Any, list[Leaf]]]:
 
 
 def _evaluated(leaf: Leaf) -> Any:
-    """The wrapper whose `eval_params` are those of `leaf`; None for the parameters themselves."""
-    return next((wrapper for wrapper, _ in leaf.around if wrapper.reads() is not None), None)
+    """The wrapper or rule whose `eval_params` are those of `leaf`; None for the parameters themselves."""
+    inwards = [*(wrapper for wrapper, _ in leaf.around), leaf.plan.owner]
+    return next((reader for reader in inwards if reader.reads() is not None), None)
 
 
 def _whose(inside: list[Leaf], leaves: list[Leaf]) -> str:

@@ -13,7 +13,7 @@ from mithril_opt.core.pytree import pytree
 from mithril_opt.core.tree import map_leaves, paths_of, widen
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.wrappers.base import Wrapper
-from mithril_opt.wrappers.words import constant, shown
+from mithril_opt.wrappers.words import constant, in_digits
 
 
 @pytree
@@ -63,7 +63,7 @@ class AddNoise(Wrapper):
         return super().compute_updates(params, grads, state, **extra_args)
 
     def says(self) -> str:
-        return f"noise of variance {shown(self.eta)} / (1 + t)^{shown(self.gamma)} added to the gradients"
+        return f"noise of variance {in_digits(self.eta)} / (1 + t)^{in_digits(self.gamma)} added to the gradients"
 
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
         return "its eta is 0" if constant(self.eta) == 0 else None

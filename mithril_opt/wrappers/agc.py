@@ -12,7 +12,7 @@ from mithril_opt.core.reductions import axes_at, check_axes, unit_norm
 from mithril_opt.core.tree import map_leaves, paths_of, widen
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.wrappers.base import Wrapper
-from mithril_opt.wrappers.words import scale_does_not_matter, shown
+from mithril_opt.wrappers.words import in_digits, scale_does_not_matter
 
 
 @pytree
@@ -71,7 +71,7 @@ class AGC(Wrapper):
         return super().compute_updates(params, grads, state, **extra_args)
 
     def says(self) -> str:
-        return f"gradients clipped to {shown(self.clipping)} of the norm of what they belong to"
+        return f"gradients clipped to {in_digits(self.clipping)} of the norm of what they belong to"
 
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
         return scale_does_not_matter(leaves)

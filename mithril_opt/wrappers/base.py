@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -13,8 +14,9 @@ from mithril_opt.core.numerics import compute_dtype
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.pytree import check_numbers, set_field, with_fields
 from mithril_opt.core.schedule import as_schedule
+from mithril_opt.core.slots import fresh
 from mithril_opt.core.state import Seen, Window, check_state
-from mithril_opt.core.tree import map_leaves, overlay, trains
+from mithril_opt.core.tree import map_leaves, overlay, trained, trains
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.core.updates import apply_updates, moved, plain
 
@@ -152,10 +154,6 @@ class Wrapper(Optimizer):
         """What it does, a clause without its subject; None if the rest of the table tells."""
         return None
 
-    def reads(self) -> str | None:
-        """What its `eval_params` are; None if it leaves that to the inner optimizer."""
-        return None
-
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
         """Why it has no effect; None if it has one.
 
@@ -206,6 +204,11 @@ class StatefulWrapper(Wrapper):
 
     def with_inner(self, state: Any, inner: Any) -> Any:
         return state._replace(optimizer=inner)
+
+
+def fresh_beside(optimizer: Optimizer, params: PyTree, start: Callable[[Any], Any]) -> PyTree:
+    """What `start` makes of each leaf of `params` that `optimizer` moves, in float32 or wider and in buffers of its own."""
+    return jax.tree.map(lambda leaf: fresh(start, leaf), optimizer.drop_frozen(trained(params), trained(params)))
 
 
 def moved_params(params: PyTree, updates: PyTree) -> PyTree:

@@ -14,7 +14,7 @@ from mithril_opt.core.pytree import pytree
 from mithril_opt.core.tree import widen
 from mithril_opt.core.typing import Array, PyTree, Scalar
 from mithril_opt.wrappers.base import Wrapper
-from mithril_opt.wrappers.words import scale_does_not_matter, shown
+from mithril_opt.wrappers.words import in_digits, scale_does_not_matter
 
 
 @pytree
@@ -67,8 +67,8 @@ class Clip(Wrapper):
 
     def says(self) -> str:
         if self.clip_norm is None:
-            return f"each element of the gradients clipped to ±{shown(self.clip_value)}"
-        return f"gradients clipped to a norm of {shown(self.clip_norm)} together"
+            return f"each element of the gradients clipped to ±{in_digits(self.clip_value)}"
+        return f"gradients clipped to a norm of {in_digits(self.clip_norm)} together"
 
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
         return None if self.clip_norm is None else scale_does_not_matter(leaves)

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from mithril_opt.core.fields import DecayRateOrSchedule, decay_rate, static
@@ -10,12 +9,12 @@ from mithril_opt.core.numerics import real_dtype, saturating_increment, zeros
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
 from mithril_opt.core.schedule import Schedule
-from mithril_opt.core.slots import check_tree, fresh, start_at
+from mithril_opt.core.slots import check_tree, start_at
 from mithril_opt.core.state import exported
 from mithril_opt.core.tree import map_leaves, overlay, trained, widen
 from mithril_opt.core.typing import Array, PyTree
-from mithril_opt.wrappers.base import StatefulWrapper, moved_params
-from mithril_opt.wrappers.words import constant, shown
+from mithril_opt.wrappers.base import StatefulWrapper, fresh_beside, moved_params
+from mithril_opt.wrappers.words import constant, in_digits
 
 
 @exported
@@ -84,8 +83,7 @@ class EMA(StatefulWrapper):
         return EMAState
 
     def init(self, params: PyTree) -> EMAState:
-        leaves = self.drop_frozen(trained(params), trained(params))
-        average = jax.tree.map(lambda leaf: fresh(zeros if self.debias else start_at, leaf), leaves)
+        average = fresh_beside(self, params, zeros if self.debias else start_at)
         return EMAState(self.optimizer.init(params), average, jnp.zeros((), jnp.int32) if self.debias else None)
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: EMAState, **extra_args: Any) -> tuple[PyTree, EMAState]:
@@ -115,7 +113,7 @@ class EMA(StatefulWrapper):
         return overlay(params, map_leaves(read, params, state.average, own), own)
 
     def reads(self) -> str:
-        return f"their moving average, decay {shown(self.decay)}"
+        return f"their moving average, decay {in_digits(self.decay)}"
 
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
         return "its decay is 0" if constant(self.decay) == 0 else None

@@ -2,18 +2,17 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from mithril_opt.core.fields import ScalarOrSchedule, number, steps
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
-from mithril_opt.core.slots import check_tree, fresh, start_at
+from mithril_opt.core.slots import check_tree, start_at
 from mithril_opt.core.state import exported
 from mithril_opt.core.tree import map_leaves, overlay, trained, widen
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.core.updates import moved, plain
-from mithril_opt.wrappers.base import StatefulWrapper, moved_params
+from mithril_opt.wrappers.base import StatefulWrapper, fresh_beside, moved_params
 from mithril_opt.wrappers.words import constant
 
 
@@ -77,8 +76,7 @@ class Lookahead(StatefulWrapper):
         return LookaheadState
 
     def init(self, params: PyTree) -> LookaheadState:
-        leaves = self.drop_frozen(trained(params), trained(params))
-        return LookaheadState(self.optimizer.init(params), jax.tree.map(lambda leaf: fresh(start_at, leaf), leaves))
+        return LookaheadState(self.optimizer.init(params), fresh_beside(self, params, start_at))
 
     def compute_updates(
         self, params: PyTree, grads: PyTree, state: LookaheadState, **extra_args: Any

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt.core.fields import Number, count, number, static
+from mithril_opt.core.fields import Number, count, number, shown, static
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.patterns import checked, matching
 from mithril_opt.core.pytree import check_numbers, pytree, set_field, with_fields
@@ -78,7 +78,7 @@ class ByDepth:
         check_numbers(self, schedules=False)
         set_field(self, "num_layers", count(self.num_layers, "layer_decay: num_layers", minimum=0))
         if not callable(self.depth_of):
-            raise TypeError(f"layer_decay: depth_of must be a function (path, leaf) -> depth, got {self.depth_of!r}")
+            raise TypeError(f"layer_decay: depth_of must be a function (path, leaf) -> depth, got {shown(self.depth_of)}")
 
     def of(self, leaves: list[tuple[str, Any]]) -> list[Array]:
         """The factor of each leaf.
@@ -92,7 +92,7 @@ class ByDepth:
         depth = self.depth_of(path, leaf)
         if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or not 0 <= depth <= self.num_layers:
             raise ValueError(
-                f"layer_decay: the depth of {path!r} must be an integer from 0 to {self.num_layers}, got {depth!r}"
+                f"layer_decay: the depth of {path!r} must be an integer from 0 to {self.num_layers}, got {shown(depth)}"
             )
         return int(depth)
 
@@ -192,7 +192,7 @@ def _factors(given: Any) -> Any:
         return ByPattern(patterns, tuple(_checked(f"ScaleRate: factors[{key!r}]", value) for key, value in given.items()))
     if not callable(given):
         raise TypeError(
-            f"ScaleRate: factors must be a dictionary by pattern or a function (path, leaf) -> factor, got {given!r}"
+            f"ScaleRate: factors must be a dictionary by pattern or a function (path, leaf) -> factor, got {shown(given)}"
         )
     return ByFunction(given)
 

@@ -12,9 +12,9 @@ from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
 from mithril_opt.core.slots import check_tree, fresh, start_at
 from mithril_opt.core.state import exported
-from mithril_opt.core.tree import overlay, placed_like, trained, widen
+from mithril_opt.core.tree import map_leaves, overlay, placed_like, trained, widen
 from mithril_opt.core.typing import Array, PyTree
-from mithril_opt.wrappers.base import StatefulWrapper
+from mithril_opt.wrappers.base import StatefulWrapper, fresh_beside
 
 
 @exported
@@ -89,9 +89,8 @@ class ScheduleFree(StatefulWrapper):
         return ScheduleFreeState
 
     def init(self, params: PyTree) -> ScheduleFreeState:
-        leaves, dtype = self.drop_frozen(trained(params), trained(params)), widest_real(trained(params))
-        z = jax.tree.map(lambda leaf: fresh(start_at, leaf), leaves)
-        x = jax.tree.map(lambda leaf: fresh(start_at, leaf) if is_narrow(leaf) else None, leaves)
+        dtype, z = widest_real(trained(params)), fresh_beside(self, params, start_at)
+        x = map_leaves(lambda z, leaf: fresh(start_at, leaf) if is_narrow(leaf) else None, params, z, params)
         max_rate = None if self.weight_lr_power is None else jnp.zeros((), dtype)
         return ScheduleFreeState(self.optimizer.init(params), z, x, jnp.zeros((), dtype), max_rate)
 
@@ -139,3 +138,9 @@ class ScheduleFree(StatefulWrapper):
         columns = [structure.flatten_up_to(tree) for tree in (own, state.z, state.x)]
         xs = [None if z is None else average(y, z, x, self.beta1.value) for y, z, x in zip(*columns, strict=True)]
         return overlay(params, structure.unflatten(xs), self.optimizer.eval_params(params, inner))
+
+    def says(self) -> str:
+        return "gradients taken between z, which follows the updates, and its average x"
+
+    def reads(self) -> str:
+        return "the averages x"

@@ -2,18 +2,17 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from mithril_opt.core.fields import steps
 from mithril_opt.core.numerics import real_dtype, saturating_increment, zeros
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
-from mithril_opt.core.slots import check_tree, fresh
+from mithril_opt.core.slots import check_tree
 from mithril_opt.core.state import exported
 from mithril_opt.core.tree import map_leaves, overlay, trained, widen
 from mithril_opt.core.typing import Array, PyTree
-from mithril_opt.wrappers.base import StatefulWrapper, moved_params
+from mithril_opt.wrappers.base import StatefulWrapper, fresh_beside, moved_params
 
 
 @exported
@@ -76,9 +75,7 @@ class SWA(StatefulWrapper):
         return SWAState
 
     def init(self, params: PyTree) -> SWAState:
-        leaves = self.drop_frozen(trained(params), trained(params))
-        average = jax.tree.map(lambda leaf: fresh(zeros, leaf), leaves)
-        return SWAState(self.optimizer.init(params), average, jnp.zeros((), jnp.int32))
+        return SWAState(self.optimizer.init(params), fresh_beside(self, params, zeros), jnp.zeros((), jnp.int32))
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: SWAState, **extra_args: Any) -> tuple[PyTree, SWAState]:
         check_tree(params, state.average, "average")

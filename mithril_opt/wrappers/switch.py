@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mithril_opt.core.fields import shown
 from mithril_opt.core.numerics import saturating_increment
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree, set_field
@@ -74,7 +75,7 @@ class Switch(StatefulWrapper):
         super().__post_init__()
         set_field(self, "on", require_schedule(self, self.on))
         if self.on.init() is not None:
-            raise ValueError(f"Switch: on cannot follow a metric, got {self.on!r}")
+            raise ValueError(f"Switch: on cannot follow a metric, got {shown(self.on)}")
         if self.optimizer.window_length not in (None, 1):
             raise ValueError(
                 "Switch: the optimizer accumulates, and a window cannot stop half-way: write Accumulate(Switch(…))"

@@ -16,7 +16,7 @@ def evenly(total_steps: int) -> np.ndarray:
     return np.unique(np.linspace(0, total_steps - 1, min(total_steps, MOST_STEPS)).astype(np.int64))
 
 
-def shown(number: Any) -> str:
+def in_digits(number: Any) -> str:
     """A number in a few digits, a schedule as it prints."""
     return repr(number) if isinstance(number, Schedule) else f"{float(number):g}"
 
