@@ -110,6 +110,7 @@ CASES = {
     "sgd-slower": (ScheduleFreeSGD(traced(slower)), dict(rate=slower)),
     "wrapper": (ScheduleFree(SGD(0.25)), {}),
     "wrapper-slower": (ScheduleFree(SGD(traced(slower))), dict(rate=slower)),
+    "wrapper-beta1": (ScheduleFree(Adam(0.25, beta1=0.0), traced(falling)), dict(adam=ADAM, beta1=falling)),
     "wrapper-adam": (ScheduleFree(Adam(traced(warmup), beta1=0.0), 0.8), dict(rate=warmup, adam=ADAM, beta1=lambda k: 0.8)),
     "wrapper-alike": (ScheduleFree(SGD(traced(late)), weight_lr_power=0.0), dict(rate=late, q=0.0)),
 }

@@ -27,6 +27,7 @@ class ScheduleFreeState(NamedTuple):
         x: their averages for parameters of 16 bits; None for the others, which tell them.
         weight_sum: of the points so far; float32 or float64 scalar.
         max_rate: the largest learning rate so far; None where all points weigh alike.
+        beta1: the β₁ that the parameters were made with.
 
     Example:
         >>> import jax.numpy as jnp
@@ -41,6 +42,7 @@ class ScheduleFreeState(NamedTuple):
     x: PyTree
     weight_sum: Array
     max_rate: Array | None
+    beta1: Array
 
 
 @pytree
@@ -92,17 +94,19 @@ class ScheduleFree(StatefulWrapper):
         dtype, z = widest_real(trained(params)), fresh_beside(self, params, start_at)
         x = map_leaves(lambda z, leaf: fresh(start_at, leaf) if is_narrow(leaf) else None, params, z, params)
         max_rate = None if self.weight_lr_power is None else jnp.zeros((), dtype)
-        return ScheduleFreeState(self.optimizer.init(params), z, x, jnp.zeros((), dtype), max_rate)
+        state = ScheduleFreeState(self.optimizer.init(params), z, x, jnp.zeros((), dtype), max_rate, jnp.ones((), dtype))
+        return state._replace(beta1=jnp.array(self.numbers(state).beta1.value, dtype))
 
     def compute_updates(
         self, params: PyTree, grads: PyTree, state: ScheduleFreeState, **extra_args: Any
     ) -> tuple[PyTree, ScheduleFreeState]:
         check_tree(params, state.z, "point z")
-        averaging, state = self._averaging(state)
+        own = self.numbers(state)
+        averaging, state = own._averaging(state)
         updates, new = self.inner_updates(overlay(params, state.z, params), grads, state, **extra_args)
         structure = jax.tree.structure(params)
         columns = [structure.flatten_up_to(tree) for tree in (params, state.z, state.x, updates)]
-        rows = [self._followed(averaging, y, z, x, update) for y, z, x, update in zip(*columns, strict=True)]
+        rows = [own._followed(averaging, y, z, x, update) for y, z, x, update in zip(*columns, strict=True)]
         updates, z, x = (structure.unflatten([row[i] for row in rows]) for i in range(3))
         return updates, new._replace(z=z, x=x)
 
@@ -118,8 +122,9 @@ class ScheduleFree(StatefulWrapper):
                 )
             rate = jnp.maximum(state.max_rate, rate.astype(weight.dtype))
             weight = rate**self.weight_lr_power
-        total = state.weight_sum + weight
-        return Averaging(safe_divide(weight, total)), state._replace(weight_sum=total, max_rate=rate)
+        total, beta1 = state.weight_sum + weight, jnp.asarray(self.beta1.value, weight.dtype)
+        averaging = Averaging(safe_divide(weight, total), (state.beta1 - beta1) / state.beta1)
+        return averaging, state._replace(weight_sum=total, max_rate=rate, beta1=beta1)
 
     def _followed(self, averaging: Averaging, y: Any, z: Any, x: Any, update: Any) -> tuple[Any, Any, Any]:
         """The update of y, and the new z and x of one leaf."""
@@ -136,7 +141,7 @@ class ScheduleFree(StatefulWrapper):
         check_tree(own, state.z, "point z")
         structure = jax.tree.structure(own)
         columns = [structure.flatten_up_to(tree) for tree in (own, state.z, state.x)]
-        xs = [None if z is None else average(y, z, x, self.beta1.value) for y, z, x in zip(*columns, strict=True)]
+        xs = [None if z is None else average(y, z, x, state.beta1) for y, z, x in zip(*columns, strict=True)]
         return overlay(params, structure.unflatten(xs), self.optimizer.eval_params(params, inner))
 
     def says(self) -> str:
