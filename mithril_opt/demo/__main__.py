@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mithril_opt.demo import data, model, picture, report
+from mithril_opt.demo.checkpoints import Checkpoints
 from mithril_opt.demo.train import TWO_GROUPS, named_optimizers, train
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
 PRECISIONS = ("float16", "bfloat16", "float32")
+# The options that make a run what it is: one that goes on must have the same.
+SETTINGS = ("steps", "seed", "precision", "optimizer")
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,7 +42,17 @@ def make_parser() -> Parser:
     as_spelled = lambda name: next((own for own in optimizers if own.lower() == name.lower()), name)  # noqa: E731
     parser.add_argument("--optimizer", type=as_spelled, choices=optimizers, default=TWO_GROUPS, help=help_text)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help=f"folder for {METRICS} and {CURVES}")
+    add_checkpoint_options(parser)
     return parser
+
+
+def add_checkpoint_options(parser: Parser) -> None:
+    """The options of a run that survives its process."""
+    group = parser.add_argument_group("checkpoints", "A run that is killed goes on with the same command and --resume.")
+    group.add_argument("--checkpoint-dir", type=Path, default=None, metavar="DIR", help="folder for checkpoints")
+    every = whole_number(1, 1_000_000)
+    group.add_argument("--checkpoint-every", type=every, default=50, metavar="N", help="steps from one to the next")
+    group.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
@@ -57,26 +70,59 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     return convert
 
 
-def prepare(out: Path) -> tuple[Path, Path]:
-    """The files to be written, in a folder made if need be, without those of an earlier run; an OSError if that fails."""
+def open_checkpoints(options: argparse.Namespace) -> Checkpoints | None:
+    """The checkpoints that the options ask for; a ValueError if those in the folder are not to be gone on from."""
+    folder, metrics = options.checkpoint_dir, options.out / METRICS
+    if folder is None:
+        if options.resume:
+            raise ValueError("argument --resume: needs --checkpoint-dir")
+        return None
+    try:
+        checkpoints = Checkpoints(
+            folder, options.checkpoint_every, {name: getattr(options, name) for name in SETTINGS}, metrics
+        )
+    except OSError as error:
+        raise ValueError(f"argument --checkpoint-dir: cannot write to {str(folder)!r}: {error.strerror}") from None
+    if checkpoints.step and not options.resume:
+        raise ValueError(
+            f"argument --checkpoint-dir: {str(folder)!r} has a run that --resume goes on with; or name another folder"
+        )
+    return checkpoints
+
+
+def prepare(out: Path, checkpoints: Checkpoints | None) -> tuple[Path, Path]:
+    """The files to be written, in a folder made if need be, with the metrics up to the last checkpoint or without any.
+
+    An OSError if they cannot be written, a ValueError if the checkpoint is another run's.
+    """
     out.mkdir(parents=True, exist_ok=True)
     metrics, curves = out / METRICS, out / CURVES
-    metrics.write_bytes(b"")
+    if checkpoints and checkpoints.step:
+        checkpoints.resume()
+    else:
+        metrics.write_bytes(b"")
     curves.unlink(missing_ok=True)
     return metrics, curves
 
 
-def run(steps: int, seed: int, precision: str, optimizer: str, metrics: Path, curves: Path) -> int:
+def run(options: argparse.Namespace, checkpoints: Checkpoints | None, metrics: Path, curves: Path) -> int:
     """Train, write the files, print the summary; the exit status."""
-    began = time.perf_counter()
+    began, steps, precision = time.perf_counter(), options.steps, options.precision
     corpus = data.build_corpus(data.read_text(), model.VOCABULARY)
     baseline = data.unigram_loss(corpus)
     sizes = f"{len(corpus.train):,} tokens, a vocabulary of {len(corpus.vocabulary):,}"
-    print(f"training on {report.describe_device()} in {precision}: {sizes}", flush=True)
-    blocks = report.follow(report.write_metrics(train(corpus, steps, seed, precision, optimizer), metrics), steps)
-    records = [record for block in blocks for record in block.records]
+    done = checkpoints.step if checkpoints else 0
+    print(
+        f"training on {report.describe_device()} in {precision}: {sizes}{f', from step {done} on' if done else ''}", flush=True
+    )
+    training = train(corpus, steps, options.seed, precision, options.optimizer, checkpoints)
+    blocks = report.follow(report.write_metrics(training, metrics), steps, done)
+    if checkpoints:
+        checkpoints.close()
+    records = report.read_metrics(metrics)
     picture.plot(records, baseline, curves)
-    print(report.summarize(blocks, baseline, precision, time.perf_counter() - began, [metrics, curves]), flush=True)
+    seconds = checkpoints.seconds if checkpoints else time.perf_counter() - began
+    print(report.summarize(records, blocks, baseline, precision, seconds, [metrics, curves]), flush=True)
     if records[-1]["validation_loss"] < baseline:
         return 0
     print(f"the validation loss did not beat the unigram baseline after {steps} steps", file=sys.stderr)
@@ -87,14 +133,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Read the command line and run; the exit status."""
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if missing := report.missing_extras():
+    if missing := report.missing_extras(options.checkpoint_dir is not None):
         parser.error(f'{" and ".join(missing)} not found; run: pip install "mithril-opt[demo]"')
     try:
-        metrics, curves = prepare(options.out)
+        checkpoints = open_checkpoints(options)
+        metrics, curves = prepare(options.out, checkpoints)
     except OSError as error:
         parser.error(f"argument --out: cannot write to {str(options.out)!r}: {error.strerror}")
+    except ValueError as error:
+        parser.error(str(error))
     try:
-        return run(options.steps, options.seed, options.precision, options.optimizer, metrics, curves)
+        return run(options, checkpoints, metrics, curves)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at exit
         return 141

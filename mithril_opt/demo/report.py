@@ -16,14 +16,15 @@ from mithril_opt.demo.train import BATCH, Block
 Record = dict[str, Any]
 
 
-def missing_extras() -> list[str]:
-    """The packages of the `demo` extra that are not installed."""
-    return [name for name in ("matplotlib", "tqdm") if importlib.util.find_spec(name) is None]
+def missing_extras(checkpoints: bool) -> list[str]:
+    """The packages of the `demo` extra that are needed and not installed."""
+    names = ("matplotlib", "tqdm", "orbax") if checkpoints else ("matplotlib", "tqdm")
+    return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 def write_metrics(blocks: Iterable[Block], path: Path) -> Iterator[Block]:
-    """Pass the blocks on, and write each of their records as a line of JSON as soon as it is there."""
-    with path.open("w", encoding="utf-8", buffering=1) as file:
+    """Pass the blocks on, and append each of their records as a line of JSON before that."""
+    with path.open("a", encoding="utf-8", buffering=1) as file:
         for block in blocks:
             file.writelines(json.dumps(_finite(record), allow_nan=False) + "\n" for record in block.records)
             yield block
@@ -34,18 +35,24 @@ def _finite(record: Record) -> Record:
     return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
 
 
-def follow(blocks: Iterable[Block], steps: int) -> list[Block]:
+def read_metrics(path: Path) -> list[Record]:
+    """The records that were written, NaN for numbers that JSON does not know."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [{name: math.nan if value is None else value for name, value in json.loads(line).items()} for line in lines]
+
+
+def follow(blocks: Iterable[Block], steps: int, done: int = 0) -> list[Block]:
     """All the blocks, shown as they come: in a bar if standard error is a terminal, else in a line per validation."""
     if sys.stderr is not None and sys.stderr.isatty():
-        return _follow_in_bar(blocks, steps)
+        return _follow_in_bar(blocks, steps, done)
     return _follow_in_lines(blocks, steps)
 
 
-def _follow_in_bar(blocks: Iterable[Block], steps: int) -> list[Block]:
+def _follow_in_bar(blocks: Iterable[Block], steps: int, done: int) -> list[Block]:
     from tqdm import tqdm
 
     seen = []
-    with tqdm(total=steps, unit="step", dynamic_ncols=True) as bar:
+    with tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True) as bar:
         for block in blocks:
             seen.append(block)
             if "loss" in block.records[0]:
@@ -71,25 +78,27 @@ def _describe(records: list[Record]) -> str:
     return f"loss {loss:.2f}, rate {rates.get('body', next(iter(rates.values()))):.1e}"
 
 
-def summarize(blocks: list[Block], baseline: float, precision: str, seconds: float, files: list[Path]) -> str:
-    """The lines printed at the end."""
-    final, counts = blocks[-1].records[-1]["validation_loss"], model.count()
+def summarize(
+    records: list[Record], blocks: list[Block], baseline: float, precision: str, seconds: float, written: list[Path]
+) -> str:
+    """The lines printed at the end, of a whole run and of those of its blocks that were trained just now."""
+    final, counts = records[-1]["validation_loss"], model.count()
     lines = {
         "device": describe_device(),
         "parameters": f"{sum(counts.values()):,} ({', '.join(f'{name} {size:,}' for name, size in counts.items())})",
-        "precision": f"{precision}, {describe_skips(blocks)}",
+        "precision": f"{precision}, {describe_skips(records)}",
         "unigram baseline": f"{baseline:.3f} (perplexity {perplexity(baseline):.1f})",
         "validation loss": f"{final:.3f} (perplexity {perplexity(final):.1f})",
-        "speed": f"{tokens_per_second(blocks):,.0f} tokens per second in training",
+        "speed": f"{tokens_per_second(blocks):,.0f} tokens per second in training" if blocks else "no step was left to train",
         "time": f"{seconds:.1f} s in all, compilation and validation included",
-        "written": ", ".join(str(file) for file in files),
+        "written": ", ".join(str(path) for path in written),
     }
     return "\n".join(f"{name:<18}{value}" for name, value in lines.items())
 
 
-def describe_skips(blocks: list[Block]) -> str:
+def describe_skips(records: list[Record]) -> str:
     """`15 of 600 steps skipped, loss scale 32768 at the end`."""
-    steps = [record for block in blocks for record in block.records if "loss" in record]
+    steps = [record for record in records if "loss" in record]
     skipped = sum(record["skipped"] for record in steps)
     return f"{skipped} of {len(steps)} steps skipped, loss scale {steps[-1]['loss_scale']:g} at the end"
 

@@ -30,6 +30,7 @@ from mithril_opt import (
 )
 from mithril_opt.core.typing import Array
 from mithril_opt.demo import data, model
+from mithril_opt.demo.checkpoints import Checkpoints
 
 TWO_GROUPS = "Adam+AdamW"
 # The rules that are for hidden matrices, and those whose rate does not fall.
@@ -137,33 +138,56 @@ def evaluate(params: model.Params, tokens: Array, starts: Array) -> Array:
     return jnp.mean(losses)
 
 
-def train(corpus: data.Corpus, steps: int, seed: int, precision: str, name: str = TWO_GROUPS) -> Iterator[Block]:
-    """Train a fresh model and tell what happens, with a validation at the start, now and then, and at the end.
+def train(
+    corpus: data.Corpus, steps: int, seed: int, precision: str, name: str = TWO_GROUPS, checkpoints: Checkpoints | None = None
+) -> Iterator[Block]:
+    """Train a fresh model, or go on from the last checkpoint, and tell what happens.
 
-    Metrics stay on the device until a block of steps is done, so that the host never waits for a single step; most of them are
-    in the state, where `Record` has written them.
+    There is a validation at the start, now and then, and at the end. A checkpoint is saved when what was told up to there has
+    been dealt with, so that metrics written by then belong to it.
     """
     trainer = make_trainer(steps, precision, name)
-    generator = np.random.default_rng(seed)
-    params = model.init(generator)
-    state = trainer.init(params)
-    step = make_step(trainer)
+    params = model.init(np.random.default_rng(seed))
+    state, step = trainer.init(params), make_step(trainer)
     tokens, held_out = jnp.asarray(corpus.train), jnp.asarray(corpus.validation)
-
-    yield validate(params, held_out, 0)
-    for block in blocks(steps):
-        began, metrics = time.perf_counter(), []
-        for _ in block:
-            starts = data.random_starts(generator, len(tokens), BATCH, model.CONTEXT)
-            params, state, measured = step(params, state, tokens, starts)
-            metrics.append(measured)
-        rows = read_record(trainer, state)
-        own = zip(block, jax.device_get(metrics), rows.rows[-len(block) :], strict=True)
-        groups = sorted(trainer.learning_rates(state))
-        records = [to_record(i, measured, dict(zip(rows.columns, row, strict=True)), groups) for i, measured, row in own]
-        yield Block(records, time.perf_counter() - began)
+    done, every = (checkpoints.step, checkpoints.every) if checkpoints else (0, steps)
+    if checkpoints and done:
+        params, state = checkpoints.restore((params, state))
+    else:
+        yield validate(params, held_out, 0)
+    for block in blocks(steps, done, every):
+        params, state, trained = train_block(trainer, step, params, state, tokens, block, seed)
+        yield trained
         if block[-1] % VALIDATE_EVERY == 0 or block[-1] == steps:
             yield validate(trainer.eval_params(params, state), held_out, block[-1])
+        if checkpoints and (block[-1] % every == 0 or block[-1] == steps):
+            checkpoints.save(block[-1], (params, state))
+
+
+def train_block(
+    trainer: MixedPrecisionTrainer,
+    step: Callable[..., Any],
+    params: model.Params,
+    state: Any,
+    tokens: Array,
+    block: range,
+    seed: int,
+) -> tuple[model.Params, Any, Block]:
+    """Parameters and state after a few steps, and what happened.
+
+    Metrics stay on the device until the block is done, so that the host never waits for a single step; most of them are in the
+    state, where `Record` has written them. The batch of a step is a function of the seed and the step alone.
+    """
+    began, metrics = time.perf_counter(), []
+    for i in block:
+        starts = data.random_starts(np.random.default_rng((seed, i)), len(tokens), BATCH, model.CONTEXT)
+        params, state, measured = step(params, state, tokens, starts)
+        metrics.append(measured)
+    rows = read_record(trainer, state)
+    own = zip(block, jax.device_get(metrics), rows.rows[-len(block) :], strict=True)
+    groups = sorted(trainer.learning_rates(state))
+    records = [to_record(i, measured, dict(zip(rows.columns, row, strict=True)), groups) for i, measured, row in own]
+    return params, state, Block(records, time.perf_counter() - began)
 
 
 def to_record(step: int, metrics: dict[str, Any], row: dict[str, Any], groups: Iterable[str]) -> dict[str, Any]:
@@ -175,10 +199,14 @@ def to_record(step: int, metrics: dict[str, Any], row: dict[str, Any], groups: I
     return {"step": step, **order, "loss_scale": float(metrics["loss_scale"]), "skipped": row["outcome"] != "applied"}
 
 
-def blocks(steps: int) -> list[range]:
-    """1, 2, …, `steps` in pieces that end at multiples of READ_EVERY; step 1, which compiles, is a piece of its own."""
-    ends = sorted({1, *range(READ_EVERY, steps, READ_EVERY), steps})
-    return [range(last + 1, end + 1) for last, end in itertools.pairwise([0, *ends])]
+def blocks(steps: int, done: int = 0, every: int = READ_EVERY) -> list[range]:
+    """`done` + 1, …, `steps` in pieces that end at multiples of READ_EVERY and of `every`; the first step, which compiles, is a
+    piece of its own."""
+    ends = {done + 1, *range(READ_EVERY, steps, READ_EVERY), *range(every, steps, every), steps}
+    return [
+        range(last + 1, end + 1)
+        for last, end in itertools.pairwise([done, *sorted(end for end in ends if done < end <= steps)])
+    ]
 
 
 def validate(params: model.Params, tokens: Array, step: int) -> Block:
