@@ -287,7 +287,7 @@ def test_beating_the_baseline(monkeypatch, capsys, tmp_path):
 def test_help(tmp_path):
     done = call("--help", out=tmp_path)
     assert done.status == 0
-    for option in ("--steps", "--seed", "--precision", "--optimizer", "--out"):
+    for option in ("--steps", "--seed", "--precision", "--optimizer", "--out", "--checkpoint-dir", "--resume"):
         assert option in done.stdout
 
 
@@ -302,7 +302,7 @@ def test_bad_optimizer(tmp_path, capsys):
 
 def test_optimizer_reaches_the_training(monkeypatch, tmp_path):
     names = []
-    monkeypatch.setattr(command, "train", lambda *arguments: names.append(arguments[-1]) or fake_blocks(2.0, 5))
+    monkeypatch.setattr(command, "train", lambda *arguments: names.append(arguments[4]) or fake_blocks(2.0, 5))
     for given in ([], ["--optimizer=lion"]):
         command.main(["--steps=5", f"--out={tmp_path}", *given])
     assert names == ["Adam+AdamW", "Lion"]

@@ -60,7 +60,7 @@ class Checkpoints:
         return self.manager.restore(self.step, args=Composite(arrays=StandardRestore(tree)))["arrays"]
 
     def save(self, step: int, tree: Any) -> None:
-        """Save `tree` as it is after `step` steps, whose metrics must have been written. Training goes on while Orbax writes."""
+        """Save `tree` as it is after `step` steps, whose metrics have been written. Orbax writes while training goes on."""
         from orbax.checkpoint.args import Composite, JsonSave, StandardSave
 
         run = {"settings": self.settings, "metrics": mark(self.metrics), "seconds": self.seconds}
