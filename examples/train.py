@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
-from tensorboardX import SummaryWriter
+from tensorboard.summary import Writer
 
 from mithril_opt import (
     EMA,
@@ -96,7 +96,7 @@ def make_steps(trainer, layout):
         params, state = run
         loss = loss_fn(trainer.eval_params(params, state), x, y)
         readings = {**trainer.learning_rates(state), **trainer.metrics(state)}
-        return (params, trainer.observe(state, loss)), {"loss": loss, **readings}
+        return (params, trainer.observe(state, loss)), {"validation_loss": loss, **readings}
 
     return train, validate
 
@@ -126,7 +126,7 @@ def main(arguments=None):
     run = checkpoints.restore(done, args=ocp.args.StandardRestore(template)) if done else jax.jit(start, out_shardings=layout)()
 
     (x, y), held_out = load_data(4096, seed=1), [spread(part) for part in load_data(1024, seed=2)]
-    log = SummaryWriter(str(options.folder / "log"), purge_step=done + 1, write_to_disk=jax.process_index() == 0)
+    log = Writer(str(options.folder / "log")) if jax.process_index() == 0 else None
     for step in range(done + 1, options.steps + 1):
         if (step - 1) % VALIDATE_EVERY == 0 and step - 1 - (checkpoints.best_step() or 0) >= PATIENCE * VALIDATE_EVERY:
             break
@@ -134,12 +134,13 @@ def main(arguments=None):
         run, loss = train(run, spread(x[own]), spread(y[own]), jax.random.fold_in(key, step))
         if step % VALIDATE_EVERY == 0:
             run, readings = validate(run, *held_out)
-            readings = {"training loss": float(loss), **{name: float(value) for name, value in readings.items()}}
-            for name, value in readings.items():
-                log.add_scalar(name, value, step)
-            checkpoints.save(step, args=ocp.args.StandardSave(run), metrics={"loss": readings["loss"]})
+            readings = {"training_loss": float(loss), **{name: float(value) for name, value in readings.items()}}
+            if log:
+                for name, value in readings.items():
+                    log.add_scalar(name, value, step)
+                log.flush()  # before the checkpoint, or a run that goes on from it would have a gap here
+            checkpoints.save(step, args=ocp.args.StandardSave(run), metrics={"loss": readings["validation_loss"]})
     checkpoints.wait_until_finished()
-    log.close()
 
     best = checkpoints.best_step()
     params, state = checkpoints.restore(best, args=ocp.args.StandardRestore(template))

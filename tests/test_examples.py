@@ -1,4 +1,4 @@
-"""Every example trains; `examples/` is not a package, so each file is run by its path."""
+"""Every example trains; `examples/` is not a package, so each file is run by its path, `train` by `test_example_train.py`."""
 
 import os
 import runpy
@@ -14,7 +14,7 @@ IN_PROCESS = ["equinox_model", "flax_linen", "flax_nnx", "flax_nnx_functional", 
 
 
 def test_no_example_is_forgotten():
-    assert sorted([*IN_PROCESS, "keras_stateless"]) == sorted(path.stem for path in EXAMPLES.glob("*.py"))
+    assert sorted([*IN_PROCESS, "keras_stateless", "train"]) == sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", IN_PROCESS)
