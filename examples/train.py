@@ -84,16 +84,14 @@ def open_checkpoints(folder):
 def make_steps(trainer, layout):
     """The training step and the validation, compiled for wherever `layout` says that parameters and state live."""
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(layout, None))
-    def train(run, x, y, key):
-        params, state = run
+    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=(layout, None))
+    def train(params, state, x, y, key):
         loss, grads = trainer.value_and_grad(loss_fn)(params, state, x, y, key)
         params, state, _ = trainer.update(params, grads, state, loss=loss)
         return (params, state), loss
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(layout, None))
-    def validate(run, x, y):
-        params, state = run
+    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=(layout, None))
+    def validate(params, state, x, y):
         loss = loss_fn(trainer.eval_params(params, state), x, y)
         readings = {**trainer.learning_rates(state), **trainer.metrics(state)}
         return (params, trainer.observe(state, loss)), {"validation_loss": loss, **readings}
@@ -131,9 +129,9 @@ def main(arguments=None):
         if (step - 1) % VALIDATE_EVERY == 0 and step - 1 - (checkpoints.best_step() or 0) >= PATIENCE * VALIDATE_EVERY:
             break
         own = batch_rows(step, len(x))
-        run, loss = train(run, spread(x[own]), spread(y[own]), jax.random.fold_in(key, step))
+        run, loss = train(*run, spread(x[own]), spread(y[own]), jax.random.fold_in(key, step))
         if step % VALIDATE_EVERY == 0:
-            run, readings = validate(run, *held_out)
+            run, readings = validate(*run, *held_out)
             readings = {"training_loss": float(loss), **{name: float(value) for name, value in readings.items()}}
             if log:
                 for name, value in readings.items():
@@ -141,9 +139,7 @@ def main(arguments=None):
                 log.flush()  # before the checkpoint, or a run that goes on from it would have a gap here
             checkpoints.save(step, args=ocp.args.StandardSave(run), metrics={"loss": readings["validation_loss"]})
     checkpoints.wait_until_finished()
-
-    best = checkpoints.best_step()
-    params, state = checkpoints.restore(best, args=ocp.args.StandardRestore(template))
+    params, state = checkpoints.restore(best := checkpoints.best_step(), args=ocp.args.StandardRestore(template))
     loss = float(jax.jit(loss_fn)(trainer.eval_params(params, state), *held_out))
     if jax.process_index() == 0:
         print(f"step {best} is the best, with a validation loss of {loss:.4f}")
