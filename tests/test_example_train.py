@@ -77,7 +77,7 @@ def test_it_learns_stops_on_a_plateau_and_keeps_the_best(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("promotion")
-@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_it_goes_on_to_the_bit(precision, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = run(whole, "--steps=90", f"--precision={precision}", VALIDATE_EVERY=15)
