@@ -1,5 +1,6 @@
 """A run of the demo that is killed, in the middle of a save too, and goes on: the bits of the run that was not."""
 
+import math
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ from orbax.checkpoint import StandardCheckpointer
 from test_demo import refuses
 
 from mithril_opt.demo import __main__ as command
-from mithril_opt.demo import data, model, train
+from mithril_opt.demo import data, model, report, train
 
 TIME_LIMIT = 120
 PROGRAM = [sys.executable, "-W", "error", "-m", "mithril_opt.demo"]
@@ -123,6 +124,7 @@ def test_killed_in_saves_and_between_them(tmp_path):
     assert kills > 3
     resumed = finish(broken, steps, "--resume")
     assert final(broken, steps) == final(whole, steps)
+    assert sorted(path.name for path in (broken / "checkpoints").iterdir()) == ["38", "40"]
     assert (resumed.returncode, summary(resumed.stdout)) == (expected.returncode, summary(expected.stdout))
 
 
@@ -190,6 +192,15 @@ def test_orbax_is_only_needed_for_checkpoints(tmp_path, capsys, monkeypatch):
     assert 'pip install "mithril-opt[demo]"' in refuses(capsys, "orbax", *arguments(tmp_path, 2))
     monkeypatch.setattr(command, "run", lambda *_: 0)
     assert command.main([f"--out={tmp_path}"]) == 0
+
+
+def test_metrics_that_json_does_not_know(tmp_path):
+    block = train.Block([{"step": 1, "loss": math.nan, "grad_norm": math.inf, "skipped": True}], 0.5)
+    assert list(report.write_metrics([block], tmp_path / "file")) == [block]
+    (record,) = report.read_metrics(tmp_path / "file")
+    assert math.isnan(record.pop("loss"))
+    assert math.isnan(record.pop("grad_norm"))
+    assert record == {"step": 1, "skipped": True}
 
 
 @pytest.mark.parametrize("every", [3, 7, 10, 50])

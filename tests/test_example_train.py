@@ -36,7 +36,12 @@ def steps(folder):
 
 
 def final(folder):
-    """The arrays of the last checkpoint, whatever devices they were on."""
+    """The arrays of the last checkpoint."""
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(restored(folder))]
+
+
+def restored(folder):
+    """Parameters and state, as dictionaries, of the last checkpoint, whatever devices they were on."""
     path, here = (
         folder / "checkpoints" / str(steps(folder)[-1]) / "default",
         jax.sharding.SingleDeviceSharding(jax.devices()[0]),
@@ -44,7 +49,7 @@ def final(folder):
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)  # noqa: E731
     with StandardCheckpointer() as checkpointer:
         template = jax.tree.map(place, checkpointer.metadata(path).item_metadata.tree)
-        return [np.asarray(leaf) for leaf in jax.tree.leaves(checkpointer.restore(path, template))]
+        return checkpointer.restore(path, template)
 
 
 def as_bits(arrays):
@@ -74,6 +79,16 @@ def test_it_learns_stops_on_a_plateau_and_keeps_the_best(tmp_path, monkeypatch):
     assert rates[60] > rates[max(rates)]
     assert max(rates.values()) == pytest.approx(3e-3)
     assert {"training_loss", "adamw", "grad_norm", "skipped"} <= {name for name, _ in log}
+
+
+@pytest.mark.usefixtures("promotion")
+def test_the_average_is_what_is_validated(tmp_path):
+    run(tmp_path, "--steps=40", VALIDATE_EVERY=20)
+    example, (params, state) = runpy.run_path(EXAMPLE), restored(tmp_path)
+    (logged_loss,) = logged(tmp_path)["validation_loss", 40]
+    held_out = example["load_data"](1024, seed=2)
+    assert float(example["loss_fn"](state["optimizer"]["average"], *held_out)) == pytest.approx(logged_loss, rel=1e-5)
+    assert float(example["loss_fn"](params, *held_out)) != pytest.approx(logged_loss, rel=1e-3)
 
 
 @pytest.mark.usefixtures("promotion")
