@@ -200,7 +200,7 @@ def to_record(step: int, metrics: dict[str, Any], row: dict[str, Any], groups: I
 
 
 def blocks(steps: int, done: int = 0, every: int = READ_EVERY) -> list[range]:
-    """`done` + 1, …, `steps` in pieces that end at multiples of READ_EVERY and of `every`; the first is one step, which compiles."""
+    """`done` + 1, …, `steps` in pieces that end at multiples of READ_EVERY and of `every`; the first step compiles, alone."""
     ends = sorted({done + 1, *range(READ_EVERY, steps, READ_EVERY), *range(every, steps, every), steps})
     return [range(last + 1, end + 1) for last, end in itertools.pairwise([done, *(end for end in ends if done < end <= steps)])]
 
