@@ -16,7 +16,7 @@ from orbax.checkpoint import StandardCheckpointer
 from test_demo import refuses
 
 from mithril_opt.demo import __main__ as command
-from mithril_opt.demo import data, model, report, train
+from mithril_opt.demo import data, model, picture, report, train
 
 TIME_LIMIT = 120
 PROGRAM = [sys.executable, "-W", "error", "-m", "mithril_opt.demo"]
@@ -107,7 +107,7 @@ def small(monkeypatch):
 def test_killed_at_random_moments(tmp_path, capsys):
     steps, whole, broken = 24, tmp_path / "whole", tmp_path / "broken"
     status, printed = command.main(arguments(whole, steps)), capsys.readouterr().out
-    moments = sorted((random.randrange(2, steps - 4), random.uniform(0.0, 0.05)) for _ in range(2))
+    moments = [(random.randrange(*between), random.uniform(0.0, 0.05)) for between in ((2, 10), (10, 20))]
     for count, seconds in moments:
         killed([sys.executable, "-W", "error", "-c", SMALL], broken, steps, after_lines(count, seconds))
     resumed = command.main(arguments(broken, steps, "--resume")), summary(capsys.readouterr().out)
@@ -131,18 +131,26 @@ def test_killed_in_saves_and_between_them(tmp_path):
 @pytest.mark.usefixtures("small")
 def test_what_a_resumed_run_says(tmp_path, capsys, monkeypatch):
     """A run that is over has nothing left to train; its time is that of all its parts. The last checkpoints are kept."""
-    command.main(arguments(tmp_path, 6))
-    first, before = capsys.readouterr().out, final(tmp_path, 6)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "6"]
+    command.main(arguments(tmp_path, 7))
+    first, before = capsys.readouterr().out, final(tmp_path, 7)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["6", "7"]
     clock = time.perf_counter()
     monkeypatch.setattr(time, "perf_counter", lambda: clock)
-    command.main(arguments(tmp_path, 6, "--resume"))
+    command.main(arguments(tmp_path, 7, "--resume"))
     again = capsys.readouterr().out
-    assert "from step 6 on" in again
+    assert "from step 7 on" in again
     assert "no step was left to train" in again
     assert summary(again) == summary(first)
     assert 0 < float(again.split("time ")[1].split()[0]) <= float(first.split("time ")[1].split()[0])
-    assert final(tmp_path, 6) == before
+    assert final(tmp_path, 7) == before
+
+
+@pytest.mark.usefixtures("small")
+def test_the_last_checkpoint_is_complete_before_the_picture(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(picture, "plot", lambda *_: found.extend(path.name for path in (tmp_path / "checkpoints").iterdir()))
+    command.main(arguments(tmp_path, 2))
+    assert found == ["2"]
 
 
 @pytest.mark.usefixtures("small")
