@@ -23,7 +23,9 @@ def test_training_goes_on_from_a_file(file):
     template = jax.eval_shape(lambda: {"start": params, "state": optimizer.init(params)})
     with np.load(FOLDER / file) as saved:
         arrays = dict(saved)
-    end = from_state_dict(params, {name.removeprefix("end/"): arrays.pop(name) for name in [*arrays] if name.startswith("end/")})
+    end = from_state_dict(
+        params, {name.removeprefix("end/"): arrays.pop(name) for name in [*arrays] if name.startswith("end/")}
+    )
     restored = from_state_dict(template, arrays)
     close(restored["state"], train(optimizer, params, optimizer.init(params), range(1, MIDDLE + 1))[1])
     close(train(optimizer, *restored.values(), range(MIDDLE + 1, STEPS + 1))[0], end)
@@ -34,7 +36,10 @@ def close(found, expected):
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert ours.dtype == theirs.dtype
         digits = 1e-2 if ours.dtype.itemsize == 2 else 1e-5
-        ours, theirs = (np.asarray(leaf, np.promote_types(np.float32, leaf.dtype) if leaf.dtype.kind == "V" else None) for leaf in (ours, theirs))
+        ours, theirs = (
+            np.asarray(leaf, np.promote_types(np.float32, leaf.dtype) if leaf.dtype.kind == "V" else None)
+            for leaf in (ours, theirs)
+        )
         np.testing.assert_allclose(ours, theirs, rtol=digits, atol=digits)
 
 

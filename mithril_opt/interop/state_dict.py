@@ -6,25 +6,24 @@
     format_version           int32
     format_rules             uint8, text
 
-The names are the paths of the leaves, so they stay the same while the classes around them change. `format_rules` says which
-rule the slots are of, since two rules may have slots of the same names and shapes.
+The names are the paths of the leaves, so they stay the same while the classes around them change. What `format_version` and
+`format_rules` are is in `state_format`. What is read is a stranger's: nothing is looked at but what is expected.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt.core.state import OptState
+from mithril_opt.core.fields import shown
 from mithril_opt.core.tree import describe_leaf, leaves_with_paths, listed
 from mithril_opt.core.typing import PyTree
+from mithril_opt.interop.state_format import FORMAT_VERSION, RULES_KEY, VERSION_KEY, check_rules, checked_version, header
 
-VERSION_KEY, RULES_KEY = "format_version", "format_rules"
-FORMAT_VERSION = 2
-COUNTS = {"step", "micro_step", "verdict", "skipped", "attempts", "good_steps"}
+COUNTS = {"step", "micro_step", "verdict", "skipped", "attempts", "good_steps", "seen", "rows", "updates", "n_averaged"}
 
 T = TypeVar("T")
 
@@ -37,13 +36,13 @@ def to_state_dict(state: PyTree) -> dict[str, Any]:
 
     Returns:
         The leaves by their paths (`slots/mu/decoder/w`); `format_version`, an int32 scalar; and `format_rules`, the classes of
-        the slots, as bytes. Arrays are handed over as they are, sharded ones included; a PRNG key as its data, a Python number
-        as a NumPy scalar array. A step that is donated `state` takes its arrays away: save what is returned before it, or keep
-        `jax.tree.map(jnp.copy, ...)` of it.
+        the states and slots with the fields that they have, as bytes. Arrays are handed over as they are, sharded ones
+        included; a PRNG key as its data, a Python number as a NumPy scalar array. A step that is donated `state` takes its
+        arrays away: save what is returned before it, or keep `jax.tree.map(jnp.copy, ...)` of it.
 
     Raises:
         ValueError: two leaves have the same path, or the path of one is the beginning of another's, which a file of folders
-            could not hold; both because a key contains a slash.
+            could not hold, because a key contains a slash; or a path leads out of its folder, through "..".
         TypeError: a leaf is no array: a function, say, or a string.
 
     Example:
@@ -53,22 +52,16 @@ def to_state_dict(state: PyTree) -> dict[str, Any]:
         ['format_rules', 'format_version', 'slots/trace/w', 'step']
     """
     leaves = leaves_with_paths(state)
-    counts = Counter([*(path for path, _ in leaves), VERSION_KEY, RULES_KEY])
-    twice = sorted(path for path, count in counts.items() if count > 1)
-    if twice:
-        raise ValueError(f"several leaves have the same path: {listed(twice)}")
-    inside = sorted(path for path in counts if any(parent in counts for parent in _parents(path)))
-    if inside:
-        raise ValueError(f"the path of a leaf goes on where that of another ends: {listed(inside)}")
-    header = {VERSION_KEY: np.array(FORMAT_VERSION, np.int32), RULES_KEY: np.frombuffer(_rules(state).encode(), np.uint8)}
-    return {**{path: _stored(path, leaf) for path, leaf in leaves}, **header}
+    _check_paths([*(path for path, _ in leaves), VERSION_KEY, RULES_KEY])
+    return {**{path: _stored(path, leaf) for path, leaf in leaves}, **header(state)}
 
 
 def from_state_dict(template: T, mapping: Mapping[str, Any], strict: bool = True) -> T:
     """The state whose leaves are in `mapping`.
 
     Nothing is put on a device before all entries are found to fit, and `template` is never changed. What is returned shares no
-    memory with `mapping`.
+    memory with `mapping`. Of `mapping`, which may be a file that was opened with `numpy.load`, only the entries that are
+    expected are read.
 
     Args:
         template: a state of the wanted structure: what `init` returned, or `jax.eval_shape` of it. Leaves with a sharding
@@ -82,8 +75,8 @@ def from_state_dict(template: T, mapping: Mapping[str, Any], strict: bool = True
 
     Raises:
         ValueError: the entries do not fit; lists those that are missing, unexpected, or of another shape or dtype. Or the
-            slots are another rule's, a count is negative, the format is a later one than this version reads, or the arguments
-            are swapped.
+            state is another rule's, or of one with other switches; an entry cannot be read, as from a damaged file; a count is
+            negative; the format is a later one than this version reads; or the arguments are swapped. Names the entry.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,18 +87,30 @@ def from_state_dict(template: T, mapping: Mapping[str, Any], strict: bool = True
         {'w': Array([0., 0.], dtype=float32)}
     """
     _check_arguments(template, mapping)
-    _check_version(mapping)
+    version = checked_version(_entry(mapping, VERSION_KEY)) if VERSION_KEY in mapping else FORMAT_VERSION
     leaves = leaves_with_paths(template)
     expected = {path: _data(leaf) for path, leaf in leaves}
-    mapping = {path: _as_saved(value, expected.get(path)) for path, value in mapping.items()}
-    fitting = {path for path, leaf in expected.items() if path in mapping and _spec(leaf) == _spec(mapping[path])}
+    if strict and RULES_KEY in mapping:
+        check_rules(template, _entry(mapping, RULES_KEY), version)
+    found = {path: _as_saved(_entry(mapping, path), leaf) for path, leaf in expected.items() if path in mapping}
+    fitting = {path: value for path, value in found.items() if _spec(expected[path]) == _spec(value)}
     if strict:
-        _check_rules(template, mapping)
-        _check_complete(expected, mapping, fitting)
-    _check_counts({path: mapping[path] for path in fitting})
+        _check_complete(expected, found, mapping)
+    _check_counts(fitting)
     _check_arrays({path: leaf for path, leaf in leaves if path not in fitting})
-    values = [_restored(mapping[path] if path in fitting else _stored(path, leaf), leaf) for path, leaf in leaves]
+    values = [_restored(fitting[path] if path in fitting else _stored(path, leaf), leaf) for path, leaf in leaves]
     return jax.tree.unflatten(jax.tree.structure(template), values)
+
+
+def _check_paths(paths: list[str]) -> None:
+    """Raise a ValueError if a store of folders could not hold `paths`, or would write them elsewhere."""
+    counts = Counter(paths)
+    if twice := sorted(path for path, count in counts.items() if count > 1):
+        raise ValueError(f"several leaves have the same path: {listed(twice)}")
+    if inside := sorted(path for path in counts if any(parent in counts for parent in _parents(path))):
+        raise ValueError(f"the path of a leaf goes on where that of another ends: {listed(inside)}")
+    if outside := sorted(path for path in counts if ".." in path.split("/")):
+        raise ValueError(f"the path of a leaf leads out of its folder: {listed(outside)}")
 
 
 def _parents(path: str) -> list[str]:
@@ -144,9 +149,10 @@ def _data(leaf: Any) -> Any:
 
 
 def _spec(leaf: Any) -> tuple[Any, Any]:
+    if isinstance(leaf, bool | int | float | complex):
+        return (), jnp.result_type(leaf)
     # Not jnp.result_type of an array: it takes an int64 for an int32.
-    dtype = jnp.result_type(leaf) if isinstance(leaf, int | float | complex) else getattr(leaf, "dtype", None)
-    return np.shape(leaf), dtype
+    return getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
 
 
 def _restored(value: Any, leaf: Any) -> jax.Array:
@@ -157,27 +163,20 @@ def _restored(value: Any, leaf: Any) -> jax.Array:
     return placed(jax.random.wrap_key_data(jnp.asarray(value), impl=implementations[0]), leaf)
 
 
+def _entry(mapping: Mapping[str, Any], path: str) -> Any:
+    """What `mapping` holds at `path`; a ValueError if a file has nothing readable there."""
+    try:
+        return mapping[path]
+    except Exception as error:  # whatever a damaged file makes of the reader
+        raise ValueError(f"{path!r} cannot be read: {shown(error)}") from error
+
+
 def _as_saved(value: Any, leaf: Any) -> Any:
     """`value`, in the dtype of `leaf` if it is one that NumPy wrote as bytes because it does not know it (bfloat16, float8)."""
-    if not isinstance(value, np.ndarray) or value.dtype.kind != "V" or leaf is None:
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "V" or value.dtype.names:
         return value
-    return value.view(leaf.dtype) if value.dtype.itemsize == np.dtype(leaf.dtype).itemsize else value
-
-
-def _rules(state: PyTree) -> str:
-    """The classes of the slots in `state`, with their paths, as text."""
-    found = leaves_with_paths(state, is_leaf=lambda node: isinstance(node, OptState))
-    states = [(path, node) for path, node in found if isinstance(node, OptState)]
-    return "; ".join(text for path, node in states for text in _slot_classes(f"{path}/slots".lstrip("/"), node.slots))
-
-
-def _slot_classes(path: str, slots: PyTree) -> Iterator[str]:
-    if isinstance(slots, dict):
-        for name, own in sorted(slots.items()):
-            yield from _slot_classes(f"{path}/{name}", own)
-    elif isinstance(slots, tuple) and hasattr(slots, "_fields"):
-        yield f"{path}: {type(slots).__name__}"
-        yield from filter(None, [_rules(slots)])
+    dtype = np.dtype(_spec(leaf)[1])
+    return value.view(dtype) if dtype.kind == "V" and dtype.itemsize == value.dtype.itemsize else value
 
 
 def _check_arguments(template: Any, mapping: Any) -> None:
@@ -187,22 +186,6 @@ def _check_arguments(template: Any, mapping: Any) -> None:
         raise TypeError(f"the second argument of from_state_dict is what to_state_dict returned, got {type(mapping).__name__}")
 
 
-def _check_version(mapping: Mapping[str, Any]) -> None:
-    version = np.asarray(mapping.get(VERSION_KEY, FORMAT_VERSION))
-    if version.shape or version.dtype.kind not in "iu":
-        raise ValueError(f"{VERSION_KEY} must be an integer, got {mapping[VERSION_KEY]!r}")
-    if not 1 <= version <= FORMAT_VERSION:
-        raise ValueError(f"the state was saved in format {version}; this version of mithril_opt reads up to {FORMAT_VERSION}")
-
-
-def _check_rules(template: PyTree, mapping: Mapping[str, Any]) -> None:
-    """Raise a ValueError if `mapping`, of format 2 or later, was saved by another rule."""
-    if RULES_KEY in mapping:
-        saved, own = bytes(np.asarray(mapping[RULES_KEY], np.uint8)).decode(errors="replace"), _rules(template)
-        if saved != own:
-            raise ValueError(f"the saved state is another rule's: its slots are {saved[:200]!r}, expected {own[:200]!r}")
-
-
 def _check_counts(mapping: Mapping[str, Any]) -> None:
     """Raise a ValueError if a count of updates is negative."""
     for path, value in mapping.items():
@@ -210,16 +193,22 @@ def _check_counts(mapping: Mapping[str, Any]) -> None:
             raise ValueError(f"{path} must not be negative, got {int(value)}")
 
 
-def _check_complete(expected: Mapping[str, Any], mapping: Mapping[str, Any], fitting: set[str]) -> None:
-    problems = [f"missing: {path} {describe_leaf(leaf)}" for path, leaf in expected.items() if path not in mapping]
-    problems += [f"unexpected: {path}" for path in mapping if path not in expected and path not in (VERSION_KEY, RULES_KEY)]
+def _check_complete(expected: Mapping[str, Any], found: Mapping[str, Any], given: Iterable[str]) -> None:
+    known = {*expected, VERSION_KEY, RULES_KEY}
+    problems = [f"missing: {path} {describe_leaf(leaf)}" for path, leaf in expected.items() if path not in found]
+    problems += [f"unexpected: {_printable(path)}" for path in given if path not in known]
     problems += [
-        f"expected {describe_leaf(leaf)} but found {describe_leaf(mapping[path])}: {path}"
+        f"expected {describe_leaf(leaf)} but found {describe_leaf(found[path])}: {path}"
         for path, leaf in expected.items()
-        if path in mapping and path not in fitting
+        if path in found and _spec(leaf) != _spec(found[path])
     ]
     if problems:
         raise ValueError(f"the saved state does not fit:\n  {_lines(problems)}")
+
+
+def _printable(path: Any) -> str:
+    """A stranger's `path` on one line of a message."""
+    return path if isinstance(path, str) and path.isprintable() and len(path) <= 200 else shown(path)
 
 
 def _check_arrays(kept: Mapping[str, Any]) -> None:
