@@ -18,7 +18,6 @@ FORBIDDEN = {
 CALLS = {
     "eval",
     "exec",
-    "compile",
     "__import__",
     "open",
     "input",

@@ -1,6 +1,6 @@
 """What wrappers, the trainer and `explain` ask of an optimizer besides its updates, with the answers of a plain rule."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,12 @@ from mithril_opt.core.typing import Array, PyTree
 
 class Hooks:
     """Questions to an optimizer. A wrapper hands them on, and answers those that it is about."""
+
+    # For `migrate`: which of its slots mu and nu are the averages of the gradients and of their squares, from 0 on; whether the
+    # clock corrects them for that 0; and whether the slots of a widened leaf are those of its old rows, and new ones.
+    moments: ClassVar[tuple[str, ...]] = ()
+    bias_corrected: ClassVar[bool] = False
+    resizable: ClassVar[bool] = True
 
     def clock(self, state: Any) -> Array:
         """The number of updates applied so far, which the schedules see: int32 scalar."""

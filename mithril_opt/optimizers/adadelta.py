@@ -1,6 +1,6 @@
 """AdaDelta."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from mithril_opt.core.fields import DecayRateOrSchedule, ScalarOrSchedule, decay_rate, number, static
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
@@ -62,6 +62,8 @@ class AdaDelta(LeafOptimizer):
     weight_decay: ScalarOrSchedule = number(default=0.0, minimum=0, off=True, masked=True)
     decoupled_weight_decay: bool = static(default=False)
     decay_mask: DecayMask | None = static(default=None)
+
+    moments: ClassVar = ("nu",)
 
     @property
     def torch(self) -> Counterpart:

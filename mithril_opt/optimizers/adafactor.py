@@ -1,6 +1,6 @@
 """Adafactor."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +87,8 @@ class Adafactor(LeafOptimizer):
     weight_decay: ScalarOrSchedule = number(default=0.0, minimum=0, off=True, masked=True)
     min_dim_size_to_factor: int = static(default=128)
     decay_mask: DecayMask | None = static(default=None)
+
+    bias_corrected: ClassVar = True
     matrix_axes: AxesOrFunction = static(default=None)
     unit_axes: AxesOrFunction = static(default=None)
 

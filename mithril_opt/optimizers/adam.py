@@ -67,6 +67,8 @@ class Adam(LeafOptimizer):
     decay_mask: DecayMask | None = static(default=None)
 
     unit_steps: ClassVar = True
+    moments: ClassVar = ("mu", "nu")
+    bias_corrected: ClassVar = True
     decoupled_weight_decay: ClassVar = False
 
     @property

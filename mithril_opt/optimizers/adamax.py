@@ -64,6 +64,8 @@ class Adamax(LeafOptimizer):
     decay_mask: DecayMask | None = static(default=None)
 
     unit_steps: ClassVar = True
+    moments: ClassVar = ("mu",)
+    bias_corrected: ClassVar = True
 
     @property
     def torch(self) -> Counterpart:

@@ -71,6 +71,8 @@ class Adan(LeafOptimizer):
     decay_mask: DecayMask | None = static(default=None)
 
     unit_steps: ClassVar = True
+    moments: ClassVar = ("mu",)
+    bias_corrected: ClassVar = True
 
     def init_leaf(self, param: Array) -> AdanSlots:
         return AdanSlots(zeros(param), zeros(param), real_zeros(param), zeros(param), started=jnp.zeros((), bool))

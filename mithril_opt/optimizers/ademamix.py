@@ -66,6 +66,8 @@ class AdEMAMix(LeafOptimizer):
     decay_mask: DecayMask | None = static(default=None)
 
     unit_steps: ClassVar = True
+    moments: ClassVar = ("mu", "nu")
+    bias_corrected: ClassVar = True
 
     @property
     def optax(self) -> Counterpart:

@@ -1,6 +1,6 @@
 """LAMB."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 
@@ -66,6 +66,9 @@ class LAMB(LeafOptimizer):
     weight_decay: ScalarOrSchedule = number(default=0.0, minimum=0, off=True, masked=True)
     trust_max: ScalarOrSchedule = number(default=None, above=0, optional=True)
     decay_mask: DecayMask | None = static(default=None)
+
+    moments: ClassVar = ("mu", "nu")
+    bias_corrected: ClassVar = True
     unit_axes: AxesOrFunction = static(default=None)
 
     @property

@@ -64,6 +64,7 @@ class Lion(LeafOptimizer):
     decay_mask: DecayMask | None = static(default=None)
 
     unit_steps: ClassVar = True
+    moments: ClassVar = ("mu",)
     scale_free: ClassVar = True
 
     @property

@@ -99,6 +99,7 @@ class Muon(LeafOptimizer):
     decay_mask: DecayMask | None = static(default=None)
 
     scale_free: ClassVar = True
+    moments: ClassVar = ("mu",)
     scalings: ClassVar = ("match_rms_adamw", "original", "spectral")
 
     def __post_init__(self) -> None:

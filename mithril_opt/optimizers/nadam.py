@@ -67,6 +67,8 @@ class NAdam(LeafOptimizer):
     decay_mask: DecayMask | None = static(default=None)
 
     unit_steps: ClassVar = True
+    moments: ClassVar = ("nu",)
+    bias_corrected: ClassVar = True
 
     @property
     def torch(self) -> Counterpart:

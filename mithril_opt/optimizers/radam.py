@@ -68,6 +68,8 @@ class RAdam(LeafOptimizer):
     decay_mask: DecayMask | None = static(default=None)
 
     unit_steps: ClassVar = True
+    moments: ClassVar = ("mu", "nu")
+    bias_corrected: ClassVar = True
 
     @property
     def torch(self) -> Counterpart:

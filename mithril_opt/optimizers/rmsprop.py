@@ -64,6 +64,7 @@ class RMSProp(LeafOptimizer):
     decay_mask: DecayMask | None = static(default=None)
 
     unit_steps: ClassVar = True
+    moments: ClassVar = ("nu",)
 
     @property
     def torch(self) -> Counterpart:

@@ -1,6 +1,6 @@
 """Schedule-Free: an average of the points in place of a rate that decays."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +139,9 @@ class ScheduleFreeAdamW(ScheduleFreeRule):
     weight_lr_power: ScalarOrSchedule = number(default=2.0, minimum=0)
     keep_x: bool | None = static(default=None)
     decay_mask: DecayMask | None = static(default=None)
+
+    moments: ClassVar = ("nu",)
+    bias_corrected: ClassVar = True
 
     def init_leaf(self, param: Array) -> ScheduleFreeSlots:
         return super().init_leaf(param)._replace(nu=real_zeros(param))

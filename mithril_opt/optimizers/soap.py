@@ -1,6 +1,6 @@
 """SOAP: Adam in the eigenbasis of Shampoo."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,8 @@ class SOAP(LeafOptimizer):
     shampoo_beta: DecayRateOrSchedule = decay_rate(default=None, optional=True)
     unit_axes: AxesOrFunction = static(default=None)
     decay_mask: DecayMask | None = static(default=None)
+
+    resizable: ClassVar = False  # rows of v are no rows of the leaf, but of its eigenbasis
 
     def __post_init__(self) -> None:
         super().__post_init__()

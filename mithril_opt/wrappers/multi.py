@@ -103,6 +103,12 @@ class MultiOptimizer(Optimizer):
         named = self.optimizers.items()
         return [(name, optimizer, optimizer.with_step(_part(state, name), state.step)) for name, optimizer in named]
 
+    def parts(self, params: PyTree, state: OptState) -> list[tuple[Optimizer, PyTree, Any]]:
+        """Optimizer, parameters and state of every group, the state as it was left."""
+        check_state(self, state)
+        split = zip(self.optimizers.items(), self._split(params), strict=True)
+        return [(optimizer, own, _part(state, name)) for (name, optimizer), (own,) in split]
+
     def get_learning_rate(self, state: OptState) -> dict[str, Any]:
         """The rate that the next update will use in each group: float32 scalars by group name; a dictionary of them for a
         nested one. A group that has no rate, or keeps it to itself, is left out."""
