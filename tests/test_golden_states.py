@@ -7,16 +7,17 @@ import jax
 import numpy as np
 import pytest
 from golden_states import FOLDER, MIDDLE, RUNS, STEPS, train
-from zoo import make_params
+from zoo import VARIANTS, make_params
 
 from mithril_opt import from_state_dict
 from mithril_opt.interop.state_dict import FORMAT_VERSION
 
 FILES = sorted(file.relative_to(FOLDER).as_posix() for file in FOLDER.glob("v*/*.npz"))
-NOT_REPRODUCED = {"noise"}
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, marks=[pytest.mark.slow] if Path(file).stem in VARIANTS else []) for file in FILES]
+)
 def test_training_goes_on_from_a_file(file):
     run = RUNS[Path(file).stem]
     optimizer, params = run.make(), make_params(run.dtype)
@@ -27,7 +28,8 @@ def test_training_goes_on_from_a_file(file):
         params, {name.removeprefix("end/"): arrays.pop(name) for name in [*arrays] if name.startswith("end/")}
     )
     restored = from_state_dict(template, arrays)
-    close(restored["state"], train(optimizer, params, optimizer.init(params), range(1, MIDDLE + 1))[1])
+    if "soap" not in file:  # the signs of eigenvectors are the machine's
+        close(restored["state"], train(optimizer, params, optimizer.init(params), range(1, MIDDLE + 1))[1])
     close(train(optimizer, *restored.values(), range(MIDDLE + 1, STEPS + 1))[0], end)
 
 
