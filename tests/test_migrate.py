@@ -144,19 +144,21 @@ def test_two_names_may_be_exchanged():
 
 
 def test_stars_keep_their_order():
-    old = {"enc": {"0": {"w": jnp.ones(1)}, "1": {"w": jnp.ones(1)}}}
-    new = {"w": {"0": jnp.ones(1), "1": jnp.ones(1)}}
-    _, report = moved(
-        SGD(momentum=0.5).init(old), SGD(momentum=0.5), old, SGD(momentum=0.5), new, {"enc/0/*": "*/0", "enc/1/*": "*/1"}
-    )
-    assert report.kept["slots/trace/w/1"] == "slots/trace/enc/1/w"
+    old = {"enc": {"0": {"w": jnp.ones(1)}, "1": {"w": jnp.ones(1), "b": jnp.ones(1)}}}
+    new = {"1": {"of": {"b": jnp.ones(1), "w": jnp.ones(1)}}, "w": {"0": jnp.ones(1)}}
+    sgd = SGD(momentum=0.5)
+    _, report = moved(sgd.init(old), sgd, old, sgd, new, {"enc/0/*": "*/0", "enc/*/*": "*/of/*"})
+    assert [*report.fresh, *report.dropped] == []
+    assert report.kept["slots/trace/1/of/w"] == "slots/trace/enc/1/w"
+    assert report.kept["slots/trace/w/0"] == "slots/trace/enc/0/w"
 
 
 @pytest.mark.parametrize(
     ("rename", "error", "message"),
     [
         ({"head": "tail"}, ValueError, "'head' fits none of the old paths, body/b/0, body/b/1, body/w, embed"),
-        ({"body/*": "body"}, ValueError, r"'body/\*' has 1 stars, but 'body' has 0"),
+        ({"e.bed": "tail"}, ValueError, "'e.bed' fits none of the old paths"),
+        ({"body/*": "body"}, ValueError, r"rename: 'body/\*' and 'body' must have as many stars"),
         ({"embed": "body/w"}, ValueError, "rename turns body/w, embed into 'body/w'"),
         (lambda path: "x", ValueError, "rename turns body/b/0, body/b/1, body/w, embed into 'x'"),
         (lambda path: None, TypeError, "rename must turn 'body/b/0' into a path, got None"),
@@ -234,6 +236,12 @@ def test_new_rows_of_an_average_are_those_of_the_parameters():
     assert bits(new.average["embed"][:4]) == bits(state.average["embed"])
 
 
+def test_new_rows_are_too_fast_as_well():
+    params, state = start(Adam())
+    _, report = moved(state, Adam(), params, Adam(), {**params, "embed": jnp.ones((6, 3))})
+    assert report.notes == ("note: fresh moments on a clock at 3, which makes the first steps too large: embed",)
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (4, 3, 1), (5, 2), ()])
 def test_a_parameter_of_another_form_starts_afresh(shape):
     optimizer = Adam()
@@ -273,6 +281,39 @@ def test_a_parameter_may_change_its_dtype():
     _, report = moved(state, Adam(), params, Adam(), jax.tree.map(lambda leaf: leaf.astype(jnp.complex64), params))
     assert report.fresh["slots/mu/embed"] == "it was float32[4,3], and is complex64[4,3]"
     assert report.kept["slots/nu/embed"] == "slots/nu/embed"
+    _, report = moved(state, Adam(), params, Adam(), {**params, "embed": jnp.ones((6, 3), jnp.complex64)})
+    assert report.fresh["slots/mu/embed"] == "the parameter was float32[4,3], and is complex64[6,3]"
+    assert report.resized == {"slots/nu/embed": "slots/nu/embed"}
+
+
+def test_a_tree_that_is_one_array():
+    """Its path is empty, and it has no more structure than a counter."""
+    optimizer = EMA(Adam(), debias=True)
+    params, state = start(optimizer, among=lambda tree: tree["embed"])
+    new, report = moved(state, optimizer, params, optimizer, {"w": params}, lambda path: "w")
+    assert [*report.fresh, *report.resized, *report.dropped] == []
+    assert bits(new) == bits(state)
+    wider, report = moved(state, optimizer, params, optimizer, jnp.ones((6, 3)))
+    assert {*report.resized} == {"optimizer/slots/mu", "optimizer/slots/nu", "average"}
+    assert int(wider.updates) == 3
+
+
+def test_a_tree_without_parameters_keeps_its_counters():
+    trainer = MixedPrecisionTrainer(None, EMA(groups(Adam(), SGD()), debias=True))
+    state = trainer.init({})
+    _, state, _ = trainer.update({}, {}, state)
+    new, _ = moved(state, trainer, {}, trainer)
+    assert bits(new) == bits(state)
+    assert int(new.loss_scale.attempts) == 1
+
+
+def test_names_that_are_in_a_state_anyway():
+    """A path of optax's own that reads like a parameter."""
+    optimizer, params = from_optax(optax.adam(0.1)), [jnp.ones(2), jnp.zeros(2)]
+    _, state = optimizer.update(params, [jnp.ones(2), jnp.full(2, 2.0)], optimizer.init(params))
+    new, report = moved(state, optimizer, params, optimizer, {"a": params[0], "b": params[1]}, {"0": "a", "1": "b"})
+    assert [*report.fresh, *report.resized, *report.dropped] == []
+    assert bits(new) == bits(state)
 
 
 # Another rule.
@@ -375,6 +416,16 @@ def test_groups_that_differ_start_what_they_share_afresh():
     assert int(joined.step) == 3
 
 
+def test_groups_in_groups_are_on_one_clock():
+    old, new = Adam(), MultiOptimizer({"w": groups(Adam(), Lion()), "b": Adam()}, groups={"w": ["embed", "*/w"], "b": ...})
+    params, state = start(old)
+    parted, report = moved(state, old, params, new, {**params, "head": jnp.ones(3)})
+    assert int(parted.step) == 3
+    assert report.notes == ("note: fresh moments on a clock at 3, which makes the first steps too large: head",)
+    same, _ = moved(parted, new, {**params, "head": jnp.ones(3)}, new)
+    assert bits(same) == bits(parted)
+
+
 def test_what_a_rule_keeps_for_the_whole_tree():
     old = Prodigy(d0=0.01)
     params, state = start(old, steps=5)
@@ -439,6 +490,34 @@ def test_a_switch_comes_and_goes_with_the_clock_of_its_moments():
     assert bits(same) == bits(state)
 
 
+@pytest.mark.parametrize(("old", "new"), [(Frozen(), SGD()), (SGD(momentum=0.9), Adam()), (Frozen(), Lion())])
+def test_a_group_that_starts_afresh_may_have_a_clock_from_0(old, new):
+    old, new = groups(old, Adam()), groups(Switch(new, on=always), Adam())
+    params, state = start(old)
+    migrated, report = moved(state, old, params, new)
+    assert int(migrated.slots["embedding"].optimizer.step) == 0
+    assert not report.notes
+
+
+def test_all_groups_have_clocks_of_their_own():
+    late = Switch(Adam(), on=lambda step: step >= 2)
+    optimizer = groups(late, late)
+    params, state = start(optimizer)
+    assert (int(state.step), int(state.slots["body"].optimizer.step)) == (3, 1)
+    new, _ = moved(state, optimizer, params, optimizer)
+    assert bits(new) == bits(state)
+    one, _ = moved(state, optimizer, params, late)
+    assert (int(one.step), int(one.optimizer.step)) == (3, 1)
+
+
+def test_only_moments_that_the_clock_corrects_are_too_large():
+    for optimizer in (Lion(), RMSProp(), SGD(momentum=0.9)):
+        params, state = start(optimizer)
+        _, report = moved(state, optimizer, params, optimizer, {**params, "head": jnp.ones(3)})
+        assert report.fresh
+        assert not report.notes
+
+
 # Wrapped and unwrapped.
 
 WRAPPED = {
@@ -469,6 +548,14 @@ def test_wrapped_and_unwrapped(name, inner):
     back, report = moved(there, wrapped, params, inner)
     assert bits(back) == bits(state)
     assert not report.fresh
+
+
+def test_each_of_two_wrappers_of_a_kind_keeps_its_own():
+    optimizer = EMA(Clip(EMA(SGD(), decay=0.25), clip_norm=1.0), decay=0.75)
+    params, state = start(optimizer)
+    assert bits(state.average) != bits(state.optimizer.average)
+    new, _ = moved(state, optimizer, params, optimizer)
+    assert bits(new) == bits(state)
 
 
 def test_wrappers_in_another_order_keep_their_own():

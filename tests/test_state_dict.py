@@ -195,6 +195,27 @@ def test_slots_of_the_same_names_and_shapes_of_another_rule():
     assert from_state_dict(AdamW().init(PARAMS), to_state_dict(adam.init(PARAMS))).slots.mu is not None
 
 
+def test_the_classes_and_their_switches_are_in_the_file():
+    trainer = MixedPrecisionTrainer(None, OPTIMIZERS["multi-wrappers"]())
+    assert bytes(to_state_dict({"state": trainer.init(make_params())})["format_rules"]).decode().split("; ") == [
+        "state: TrainerState(optimizer, loss_scale)",
+        "state/optimizer/slots/body: LookaheadState(optimizer, slow)",
+        "state/optimizer/slots/body/optimizer/slots: SGDSlots()",
+        "state/optimizer/slots/embedding: EMAState(optimizer, average)",
+        "state/optimizer/slots/embedding/optimizer: RecordState(optimizer, history, rows, seen)",
+        "state/optimizer/slots/embedding/optimizer/optimizer/slots: SGDSlots()",
+    ]
+
+
+def test_the_second_format_has_the_classes_of_the_slots_alone():
+    centered = RMSProp(centered=True)
+    rules = np.frombuffer(b"slots: RMSPropSlots", np.uint8)
+    saved = {**to_state_dict(centered.init(PARAMS)), "format_version": np.int32(2), "format_rules": rules}
+    assert from_state_dict(centered.init(PARAMS), saved).slots.mu is not None
+    with pytest.raises(ValueError, match=r"it has 'slots: RMSPropSlots', expected 'slots: AdamSlots\(mu, nu\)'"):
+        from_state_dict(Adam().init(PARAMS), saved)
+
+
 @pytest.mark.parametrize("step", [-1, -(2**31)])
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_negative_count(step, strict):
@@ -235,6 +256,15 @@ def test_bfloat16_through_a_file_of_numpy(tmp_path):
     np.savez(tmp_path / "state.npz", **to_state_dict(state))
     with np.load(tmp_path / "state.npz") as saved:
         assert bits(from_state_dict(state, dict(saved))) == bits(state)
+
+
+def test_only_bytes_are_taken_for_what_numpy_does_not_know():
+    template = {"w": jnp.ones(2, jnp.bfloat16)}
+    saved = {**to_state_dict(template), "w": np.asarray(template["w"]).view("V2")}
+    assert bits(from_state_dict(template, saved)) == bits(template)
+    for other in (np.zeros(2, [("a", "u1"), ("b", "u1")]), np.zeros(2, "V4"), np.zeros(2, np.float16), np.zeros(2, np.uint16)):
+        with pytest.raises(ValueError, match=r"expected bfloat16\[2\] but found"):
+            from_state_dict(template, {**saved, "w": other})
 
 
 def test_values_that_are_no_arrays():

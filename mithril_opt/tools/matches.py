@@ -61,7 +61,7 @@ class Matcher:
     def __init__(self, old: Side, new: Side, names: dict[str, str]) -> None:
         self.old, self.new = old, new
         self.in_place = [names[path] for path in old.shapes] == [*new.shapes]
-        self.origins = {name: path for path, name in names.items() if name in new.shapes}
+        self.origins = {name: path for path, name in names.items()}
         self.index = {(path, entry.meaning): entry for entry in old.entries for path in entry.paths}
 
     def matches(self) -> list[Match]:

@@ -46,7 +46,7 @@ def _pattern(old: Any, new: Any) -> tuple[Callable[[str], Any], str]:
     if not (isinstance(old, str) and isinstance(new, str)):
         raise TypeError(f"rename must hold paths, got {shown(old)}: {shown(new)}")
     if old.count("*") != new.count("*"):
-        raise ValueError(f"rename: {old!r} has {old.count('*')} stars, but {new!r} has {new.count('*')}")
+        raise ValueError(f"rename: {old!r} and {new!r} must have as many stars")
     return re.compile("(.*)".join(map(re.escape, old.split("*")))).fullmatch, new
 
 
