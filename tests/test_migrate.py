@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from steps import scaled
 from zoo import OPTIMIZERS, bits, groups, make_params, specs
@@ -305,6 +306,39 @@ def test_a_tree_without_parameters_keeps_its_counters():
     new, _ = moved(state, trainer, {}, trainer)
     assert bits(new) == bits(state)
     assert int(new.loss_scale.attempts) == 1
+
+
+def test_what_does_not_train_is_no_parameter():
+    old = {
+        "w": jnp.ones(2),
+        "x": 1.5,
+        "n": jnp.arange(3),
+        "name": "text",
+        "act": jnp.tanh,
+        "key": jax.random.key(0),
+        "none": None,
+    }
+    new = {"w": jnp.ones(2), "x": 1.5, "n": jnp.ones(3), "name": "other"}
+    state = Adam().init(old)
+    migrated, report = migrate(state, Adam(), old, EMA(Adam()), new)
+    check_report(report, state, migrated)
+    assert report.fresh["optimizer/slots/mu/n"] == "a new parameter"
+    assert not report.dropped
+    _, planned = migrate(jax.eval_shape(lambda: state), Adam(), old, EMA(Adam()), new)
+    assert planned.kept == report.kept
+
+
+def test_the_parameters_of_nnx():
+    class Model(nnx.Module):
+        def __init__(self, rows):
+            self.embed, self.out = nnx.Embed(rows, 2, rngs=nnx.Rngs(0)), nnx.Linear(2, 3, rngs=nnx.Rngs(1))
+
+    old, new = (nnx.state(Model(rows), nnx.Param) for rows in (4, 6))
+    state = Adam().update(old, old, Adam().init(old))[1]
+    migrated, report = moved(state, Adam(), old, EMA(AdamW()), new)
+    assert set(report.resized) == {"optimizer/slots/mu/embed/embedding", "optimizer/slots/nu/embed/embedding"}
+    assert report.kept["optimizer/slots/mu/out/kernel"] == "slots/mu/out/kernel"
+    AdamW().update(new, new, migrated.optimizer)
 
 
 def test_names_that_are_in_a_state_anyway():
@@ -719,8 +753,9 @@ def test_training_goes_on(pair):
 
 def test_a_report_of_many_parameters_is_short():
     params = {f"layer{i}": {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)} for i in range(5000)}
+    other = {**params, "head": jax.ShapeDtypeStruct((2,), jnp.float32)}
     state = jax.eval_shape(Adam().init, params)
-    _, report = migrate(state, Adam(), params, EMA(AdamW()), {**params, "head": jax.ShapeDtypeStruct((2,), jnp.float32)})
+    _, report = migrate(state, Adam(), params, EMA(AdamW()), other)
     assert len(report.kept) == 10_001
     assert len(str(report).splitlines()) == 4
     assert len(str(report)) < 2000

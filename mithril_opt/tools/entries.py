@@ -5,7 +5,6 @@ from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from mithril_opt.core.slots import parameter_of_each_leaf
 from mithril_opt.core.state import OptState
@@ -107,9 +106,8 @@ def _of_wrapper(wrapper: Any, params: PyTree, state: Any, around: tuple[type, ..
     # The scale of a trainer that scales nothing is none.
     scaled = {"loss_scale/scale": isinstance(wrapper, MixedPrecisionTrainer) and wrapper.policy.needs_loss_scaling}
     for slot, named, path, param in _slots(own, params):
-        alone = path == "" and jnp.shape(named.leaf) != jnp.shape(param)  # a tree that is one array is like every counter
         meaning = (*kind, slot, scaled.get(slot))
-        if path is None or alone:
+        if path is None:
             yield Entry(named.name, named.leaf, meaning, paths)
         else:
             yield Entry(named.name, named.leaf, meaning, (path,), param)

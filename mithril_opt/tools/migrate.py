@@ -108,9 +108,9 @@ def migrate(
     """
     # A state that is stored in another form is to be unpacked here, and the new one packed at the end.
     old = _side(optimizer, params, state)
-    _check_state(old, _side(optimizer, params, jax.eval_shape(optimizer.init, params)))
+    _check_state(old, _side(optimizer, params, jax.eval_shape(optimizer.init, trained(params))))
     abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((state, new_params)))
-    template = jax.eval_shape(new_optimizer.init, new_params) if abstract else new_optimizer.init(new_params)
+    template = jax.eval_shape(new_optimizer.init, trained(new_params)) if abstract else new_optimizer.init(new_params)
     new, names = _side(new_optimizer, new_params, template), renamed(rename, old.shapes)
     matches = Matcher(old, new, names).matches()
     _check_windows(old, matches)
@@ -167,7 +167,8 @@ def _report(old: Side, new: Side, names: dict[str, str], matches: list[Match]) -
     sources = {match.entry.name: match.found[0].name for match in going_on}
     whole = {match.entry.name: match.whole for match in going_on}
     misfits = {other.name: match.why or f"the same as {match.found[0].name}" for match in matches for other in match.found}
-    dropped = [entry for entry in old.entries if entry.name not in sources.values()]
+    used = {*sources.values()}
+    dropped = [entry for entry in old.entries if entry.name not in used]
     return MigrationReport(
         kept={name: source for name, source in sources.items() if whole[name]},
         resized={name: source for name, source in sources.items() if not whole[name]},
@@ -212,6 +213,8 @@ def _count(leaf: Any) -> int:
 
 def _rows(outcome: str, whys: dict[str, str]) -> Iterator[tuple[str, int, str, str]]:
     """Rows of the table: the arrays with one fate and one reason in one."""
-    for why in dict.fromkeys(whys.values()):
-        names = [name for name, own in whys.items() if own == why]
+    groups: dict[str, list[str]] = {}
+    for name, why in whys.items():
+        groups.setdefault(why, []).append(name)
+    for why, names in groups.items():
         yield outcome, len(names), listed(names, most=2), why
