@@ -544,6 +544,41 @@ def test_all_groups_have_clocks_of_their_own():
     assert (int(one.step), int(one.optimizer.step)) == (3, 1)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "late"),
+    [
+        (Adam(), Adam(amsgrad=True), False),
+        (NAdam(), Adam(), False),
+        (Adam(), NAdam(), False),
+        (RMSProp(), Adam(), False),
+        (Adam(), Adamax(), False),  # its maximum is not corrected
+        (Lion(), Adam(), True),
+        (SGD(), Adafactor(min_dim_size_to_factor=2), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_steps_are_too_large_where_they_are_divided_by_what_is_fresh(old, new, late):
+    params, state = start(old)
+    notes = moved(state, old, params, new)[1].notes
+    paths = ", ".join(PATHS)
+    assert notes == ((f"note: fresh moments on a clock at 3, which makes the first steps too large: {paths}",) if late else ())
+
+
+def test_the_note_is_right():
+    """On constant gradients Adam steps by its rate; after the move a new parameter takes longer steps, the old ones do not."""
+    old = new = Adam(learning_rate=1.0, epsilon=0.0)
+    params = {"w": jnp.zeros(1)}
+    ones = {"w": jnp.ones(1), "v": jnp.ones(1)}
+    state = old.init(params)._replace(
+        step=jnp.int32(10_000), slots=type(old.init(params).slots)({"w": jnp.ones(1)}, {"w": jnp.ones(1)}, None)
+    )
+    migrated, report = moved(state, old, params, new, {"w": jnp.zeros(1), "v": jnp.zeros(1)})
+    assert report.notes
+    after, _ = new.update({"w": jnp.zeros(1), "v": jnp.zeros(1)}, ones, migrated)
+    assert float(after["w"][0]) == pytest.approx(-1.0, rel=1e-4)
+    assert float(after["v"][0]) == pytest.approx(-0.1 / 0.001**0.5, rel=1e-3)
+
+
 def test_only_moments_that_the_clock_corrects_are_too_large():
     for optimizer in (Lion(), RMSProp(), SGD(momentum=0.9)):
         params, state = start(optimizer)

@@ -12,10 +12,10 @@ from mithril_opt.core.typing import Array, PyTree
 class Hooks:
     """Questions to an optimizer. A wrapper hands them on, and answers those that it is about."""
 
-    # For `migrate`: which of its slots mu and nu are the averages of the gradients and of their squares, from 0 on; whether the
-    # clock corrects them for that 0; and whether the slots of a widened leaf are those of its old rows, and new ones.
+    # For `migrate`: which of its slots mu and nu are the averages of the gradients and of their squares, from 0 on; by which slots
+    # a step is divided that the clock corrects for that 0; whether the slots of a widened leaf are those of its old rows and new.
     moments: ClassVar[tuple[str, ...]] = ()
-    bias_corrected: ClassVar[bool] = False
+    bias_corrected: ClassVar[tuple[str, ...]] = ()
     resizable: ClassVar[bool] = True
 
     def clock(self, state: Any) -> Array:

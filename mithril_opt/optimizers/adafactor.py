@@ -88,7 +88,7 @@ class Adafactor(LeafOptimizer):
     min_dim_size_to_factor: int = static(default=128)
     decay_mask: DecayMask | None = static(default=None)
 
-    bias_corrected: ClassVar = True
+    bias_corrected: ClassVar = ("row", "col", "nu")
     matrix_axes: AxesOrFunction = static(default=None)
     unit_axes: AxesOrFunction = static(default=None)
 

@@ -68,7 +68,7 @@ class Adam(LeafOptimizer):
 
     unit_steps: ClassVar = True
     moments: ClassVar = ("mu", "nu")
-    bias_corrected: ClassVar = True
+    bias_corrected: ClassVar = ("nu",)
     decoupled_weight_decay: ClassVar = False
 
     @property

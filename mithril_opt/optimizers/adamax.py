@@ -65,7 +65,6 @@ class Adamax(LeafOptimizer):
 
     unit_steps: ClassVar = True
     moments: ClassVar = ("mu",)
-    bias_corrected: ClassVar = True
 
     @property
     def torch(self) -> Counterpart:

@@ -72,7 +72,7 @@ class Adan(LeafOptimizer):
 
     unit_steps: ClassVar = True
     moments: ClassVar = ("mu",)
-    bias_corrected: ClassVar = True
+    bias_corrected: ClassVar = ("nu",)
 
     def init_leaf(self, param: Array) -> AdanSlots:
         return AdanSlots(zeros(param), zeros(param), real_zeros(param), zeros(param), started=jnp.zeros((), bool))

@@ -67,7 +67,7 @@ class AdEMAMix(LeafOptimizer):
 
     unit_steps: ClassVar = True
     moments: ClassVar = ("mu", "nu")
-    bias_corrected: ClassVar = True
+    bias_corrected: ClassVar = ("nu",)
 
     @property
     def optax(self) -> Counterpart:

@@ -68,7 +68,7 @@ class LAMB(LeafOptimizer):
     decay_mask: DecayMask | None = static(default=None)
 
     moments: ClassVar = ("mu", "nu")
-    bias_corrected: ClassVar = True
+    bias_corrected: ClassVar = ("nu",)
     unit_axes: AxesOrFunction = static(default=None)
 
     @property

@@ -68,7 +68,7 @@ class NAdam(LeafOptimizer):
 
     unit_steps: ClassVar = True
     moments: ClassVar = ("nu",)
-    bias_corrected: ClassVar = True
+    bias_corrected: ClassVar = ("nu",)
 
     @property
     def torch(self) -> Counterpart:

@@ -69,7 +69,7 @@ class RAdam(LeafOptimizer):
 
     unit_steps: ClassVar = True
     moments: ClassVar = ("mu", "nu")
-    bias_corrected: ClassVar = True
+    bias_corrected: ClassVar = ("nu",)
 
     @property
     def torch(self) -> Counterpart:

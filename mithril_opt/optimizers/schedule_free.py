@@ -141,7 +141,7 @@ class ScheduleFreeAdamW(ScheduleFreeRule):
     decay_mask: DecayMask | None = static(default=None)
 
     moments: ClassVar = ("nu",)
-    bias_corrected: ClassVar = True
+    bias_corrected: ClassVar = ("nu",)
 
     def init_leaf(self, param: Array) -> ScheduleFreeSlots:
         return super().init_leaf(param)._replace(nu=real_zeros(param))

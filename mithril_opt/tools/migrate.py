@@ -189,21 +189,22 @@ def _fate(entry: Entry, new: Side, names: dict[str, str]) -> str:
 def _notes(matches: list[Match]) -> Iterator[str]:
     late: dict[int, list[str]] = {}
     clocks = {path: match for match in matches if match.entry.meaning == CLOCK for path in match.entry.paths}
-    for path in dict.fromkeys(_half_fresh(matches)):
+    for path in dict.fromkeys(_late(matches)):
         updates = 0 if clocks[path].why else _count(clocks[path].found[0].leaf)
         if updates > 0:
             late.setdefault(updates, []).append(path)
     for updates, paths in late.items():
-        yield f"note: fresh moments on a clock at {updates}, which makes the first steps too large: {listed(paths)}"
+        yield f"note: fresh moments on a clock at {updates}, which makes the first steps too large: {listed(sorted(paths))}"
     if cast := [match.entry.name for match in matches if not match.why and match.entry.leaf.dtype != match.found[0].leaf.dtype]:
         yield f"note: in another dtype: {listed(cast)}"
 
 
-def _half_fresh(matches: list[Match]) -> Iterator[str]:
-    """The parameters of which slots that the clock corrects start afresh, or some rows of them."""
-    for match in matches:
-        if match.entry.rule is not None and match.entry.rule.bias_corrected and (match.why or not match.whole):
-            yield match.entry.paths[0]
+def _late(matches: list[Match]) -> Iterator[str]:
+    """The parameters whose steps are divided by what starts afresh, or has new rows, and is corrected by the clock."""
+    for entry, _, why, whole in matches:
+        slot = entry.meaning[-1] if isinstance(entry.meaning, tuple) else entry.meaning
+        if entry.rule is not None and slot in entry.rule.bias_corrected and (why or not whole):
+            yield entry.paths[0]
 
 
 def _count(leaf: Any) -> int:
