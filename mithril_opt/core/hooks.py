@@ -12,8 +12,8 @@ from mithril_opt.core.typing import Array, PyTree
 class Hooks:
     """Questions to an optimizer. A wrapper hands them on, and answers those that it is about."""
 
-    # For `migrate`: which of its slots mu and nu are the averages of the gradients and of their squares, from 0 on; by which slots
-    # a step is divided that the clock corrects for that 0; whether the slots of a widened leaf are those of its old rows and new.
+    # For `migrate`: which of its slots mu and nu are the averages of the gradients and of their squares, from 0 on; by which of
+    # its slots a step is divided that the clock corrects for that 0; whether a widened leaf keeps the slots of its old rows.
     moments: ClassVar[tuple[str, ...]] = ()
     bias_corrected: ClassVar[tuple[str, ...]] = ()
     resizable: ClassVar[bool] = True
