@@ -6,14 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import aot, growth, host, machine, measure, pictures, race, schedules, steps, tables
+from benchmarks import aot, growth, host, machine, measure, pictures, race, schedules, steps, storage, tables
 from benchmarks.candidates import Work, make_works
 from benchmarks.progress import Progress
 from benchmarks.tables import Table
 from benchmarks.workloads import QUICK, WORKLOADS, Workload
 
 HOST = ("compile", "eager", "schedules")
-COMMANDS = {"aot": aot.main, "race": race.main}
+COMMANDS = {"aot": aot.main, "race": race.main, "storage": storage.main}
 SAMPLES, QUICK_SAMPLES = 15, 3
 COPIED, QUICK_COPIED = 2**26, 2**22  # elements of the buffer whose copying is timed
 ROUNDS, QUICK_ROUNDS = 3, 1  # of compilation
@@ -26,7 +26,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure mithril_opt beside its peers, the candidates taking turns in one process.",
-        epilog="More: aot --help (what compilers for GPUs and TPUs count), race --help (rules beside each other on a problem).",
+        epilog="More: aot --help (what compilers for GPUs and TPUs count), race --help (rules beside each other on a problem), "
+        "storage --help (what fewer bits cost).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("what", nargs="?", choices=("tables", "growth"), default="tables", help="what to measure")

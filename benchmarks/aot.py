@@ -6,12 +6,13 @@ These are counts, not times: bytes through memory, bytes of temporaries, launche
 import argparse
 from pathlib import Path
 
-from benchmarks import compiled, stacks, tables, targets
+from benchmarks import compiled, stacks, stored, tables, targets
 from benchmarks.compiled import Case, LayoutCase, ProgramCase, RoundingCase, StepCase
 from benchmarks.layouts import LAYOUTS
 from benchmarks.programs import PROGRAMS
 from benchmarks.progress import Progress
 from benchmarks.stacks import StackCase
+from benchmarks.stored import StoredCase
 from benchmarks.tables import Row, Table
 from benchmarks.workloads import WORKLOADS
 
@@ -19,6 +20,7 @@ WHAT = "counts that the compiler reports of programs that never ran, not times"
 NAMES = ("one", "gpt")  # of the workloads
 PARTS = {
     "steps": "training steps on one device",
+    "storage": "an AdamW with slots and parameters in fewer bits, on one large leaf",
     "layouts": "collectives of training steps over several devices",
     "stacks": "rules for matrices on a stack of 8 matrices 512 × 2048, spread over the devices by its first axis",
     "programs": "the training steps of the demo and of the notebooks",
@@ -61,7 +63,8 @@ def cases_of(target: str, options: argparse.Namespace) -> list[Case]:
     steps = [StepCase(target, name, workload) for name in options.work or compiled.make_steps() for workload in workloads]
     spread = [LayoutCase(target, name, number) for name in LAYOUTS for number in DEVICES]
     stacked = [StackCase(target, name, number) for name in stacks.RULES for number in stacks.DEVICES]
-    return [*steps, *spread, *stacked, *(ProgramCase(target, name) for name in PROGRAMS), RoundingCase(target)]
+    kept = [StoredCase(target, name) for name in stored.RULES]
+    return [*steps, *kept, *spread, *stacked, *(ProgramCase(target, name) for name in PROGRAMS), RoundingCase(target)]
 
 
 def is_quick(case: Case) -> bool:
@@ -70,6 +73,8 @@ def is_quick(case: Case) -> bool:
         return case.target in QUICK and (case.workload.name == "one" or case.name in QUICK[case.target])
     if isinstance(case, LayoutCase):
         return case.devices == 4 and (case.target == "h100" or (case.target == "v5e" and case.name == "fsdp"))
+    if isinstance(case, StoredCase):
+        return case.target in QUICK and "slots" in case.name
     if isinstance(case, StackCase):
         return case.target in QUICK and case.name == "Muon" and case.devices > 1
     return case.target in QUICK

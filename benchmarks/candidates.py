@@ -46,7 +46,7 @@ class Work:
     most_leaves: int = 10_000
 
 
-def ours(optimizer: mithril_opt.Optimizer, clip_norm: float | None = None) -> Candidate:
+def ours(optimizer: mithril_opt.Optimizer, clip_norm: float | None = None, name: str = OURS) -> Candidate:
     """An optimizer of this library, behind `clip_gradients` if a bound is given."""
 
     def step(params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
@@ -54,7 +54,7 @@ def ours(optimizer: mithril_opt.Optimizer, clip_norm: float | None = None) -> Ca
             grads = mithril_opt.clip_gradients(grads, clip_norm=clip_norm)
         return optimizer.update(params, grads, state)
 
-    return Candidate(OURS, optimizer.init, step)
+    return Candidate(name, optimizer.init, step)
 
 
 def our_full_step(optimizer: mithril_opt.Optimizer) -> Candidate:
@@ -136,6 +136,15 @@ def make_works() -> dict[str, Work]:
             18,
             (ours(accumulate), theirs("optax.MultiSteps", optax.MultiSteps(adamw, EVERY))),
             window=EVERY,
+        ),
+        "storage": Work(
+            "AdamW, slots in 16 bits",
+            20,
+            (
+                ours(mithril_opt.Quantize(our_adamw)),
+                ours(our_adamw, name="slots in float32"),
+                ours(mithril_opt.Quantize(our_adamw, bits=8), name="slots in 8 bits"),
+            ),
         ),
         **small_works(),
         **reducing_works(),

@@ -25,7 +25,7 @@ def clip_gradients(gradients: PyTree, clip_value: Scalar | None = None, clip_nor
     Args:
         gradients: tree of arrays; None, float0 and integer leaves are handed back as they are and do not count.
         clip_value: bound for every element, ≥ 0.
-        clip_norm: bound for the global norm, ≥ 0.
+        clip_norm: bound for the global norm, ≥ 0; infinity, of either bound, clips nothing.
 
     Returns:
         Gradients of the same structure, shapes and dtypes.
@@ -63,7 +63,9 @@ def clip_factors(norm: Norm, clip_norm: Array) -> tuple[Array, Array]:
     """
     clips = exceeds(norm, clip_norm)
     factor, divisor = norm.divisor()
-    return jnp.where(clips, factor, 1), jnp.where(clips, clip_norm.astype(divisor.dtype) / divisor, 1)
+    # The norm stays out of the quotient that is not chosen: of a small one the derivative is infinite.
+    quotient = clip_norm.astype(divisor.dtype) / jnp.where(clips, divisor, 1)
+    return jnp.where(clips, factor, 1), jnp.where(clips, quotient, 1)
 
 
 def exceeds(norm: Norm, clip_norm: Array) -> Array:

@@ -8,18 +8,20 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mithril_opt.core.fields import shown
-from mithril_opt.core.slots import parameter_of_each_leaf
-from mithril_opt.core.tree import leaves_with_paths, trained, trains
+from mithril_opt.core.leaf_optimizer import LeafOptimizer
+from mithril_opt.core.slots import kept
+from mithril_opt.core.tree import leaves_with_paths, narrowed, trained, trains
 from mithril_opt.core.typing import PyTree
 
 
 def state_shardings(optimizer: Any, params: PyTree, param_shardings: PyTree, zero_axis: str | None = None) -> PyTree:
     """The sharding of every leaf of the optimizer's state, for `jax.jit(..., out_shardings=...)`.
 
-    Slots shaped like their parameter are sharded like it; all else, counters mostly, is replicated. With `zero_axis` the slots
-    are also spread over that axis of the mesh (ZeRO stage 1, Rajbhandari et al. 2020): along the first dimension that is not
-    sharded yet and that it divides, or else, unless the mesh has explicit axes, along the first that it divides further. A slot
-    without such a dimension stays as it is.
+    Slots shaped like their parameter, or with a number for each of its blocks, are sharded like it along each axis that the
+    mesh divides, and the bases of `SOAP` along the axes that count layers; all else, counters mostly, is replicated. With
+    `zero_axis` the slots are also spread over that axis of the mesh (ZeRO stage 1, Rajbhandari et al. 2020): along the first
+    dimension that is not sharded yet and that it divides, or else, unless the mesh has explicit axes, along the first that it
+    divides further; of a basis that of the layers. A slot without such a dimension stays as it is.
 
     Args:
         optimizer: an `Optimizer` or a `MixedPrecisionTrainer`: whatever has `init(params)`.
@@ -52,13 +54,23 @@ def state_shardings(optimizer: Any, params: PyTree, param_shardings: PyTree, zer
     mesh = own[0].mesh
     if zero_axis is not None and any(zero_axis not in sharding.mesh.shape for sharding in own):
         raise ValueError(f"the mesh has no axis {zero_axis!r}; its axes are {', '.join(map(repr, mesh.axis_names))}")
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
-    state = jax.eval_shape(optimizer.init, params)
+    shapes, layers = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)], _layers(optimizer, params)
     shardings = []
-    for leaf, index in zip(jax.tree.leaves(state), parameter_of_each_leaf(state, params), strict=True):
-        like = own[index] if index is not None and shapes[index] == leaf.shape else NamedSharding(mesh, PartitionSpec())
-        shardings.append(like if index is None else _spread(like, leaf.shape, zero_axis))
-    return jax.tree.unflatten(jax.tree.structure(state), shardings)
+    for leaf, index, of_layers in kept(optimizer, params):
+        if index is None:
+            shardings.append(NamedSharding(mesh, PartitionSpec()))
+        elif of_layers:
+            shardings.append(_spread(_along(own[index], layers[index]), leaf.shape[: len(layers[index])], zero_axis))
+        else:
+            shardings.append(_spread(_like(own[index], shapes[index], leaf.shape), leaf.shape, zero_axis))
+    return jax.tree.unflatten(jax.tree.structure(jax.eval_shape(optimizer.init, params)), shardings)
+
+
+def _layers(optimizer: Any, params: PyTree) -> list[tuple[int, ...]]:
+    """For each leaf of `params` the axes that count layers, as its rule has them."""
+    rules = [(path, leaf, rule) for (path, leaf), rule in zip(leaves_with_paths(params), optimizer.rules(params), strict=True)]
+    own = [rule[1].for_leaf(path, leaf) if rule and isinstance(rule[1], LeafOptimizer) else None for path, leaf, rule in rules]
+    return [getattr(rule, "unit_axes", None) or () for rule in own]
 
 
 def _per_leaf(params: PyTree, shardings: PyTree) -> list[NamedSharding]:
@@ -75,6 +87,21 @@ def _per_leaf(params: PyTree, shardings: PyTree) -> list[NamedSharding]:
             raise TypeError(f"the sharding of {path!r} must be a jax.sharding.NamedSharding, got {sharding!r}")
         own += [sharding] if trains(leaf) else []
     return own
+
+
+def _like(sharding: NamedSharding, whole: tuple[int, ...], shape: tuple[int, ...]) -> NamedSharding:
+    """The `sharding` of a parameter of shape `whole` for a slot of its shape, or with a number for each of its blocks; another
+    slot is replicated."""
+    fits = len(shape) == len(whole) and all(n == size or (n and size % n == 0) for n, size in zip(shape, whole, strict=True))
+    spec = narrowed(sharding.spec, sharding.mesh, shape) if fits else PartitionSpec()
+    return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind if fits else None)
+
+
+def _along(sharding: NamedSharding, axes: tuple[int, ...]) -> NamedSharding:
+    """The `sharding` of a parameter for a slot whose first axes are its `axes`; along the others it is whole."""
+    entries = [*sharding.spec, *[None] * (1 + max(axes, default=0))]
+    spec = PartitionSpec(*(entries[axis] for axis in axes))
+    return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
 
 
 def _spread(sharding: NamedSharding, shape: tuple[int, ...], axis: str | None) -> NamedSharding:

@@ -99,7 +99,7 @@ def test_a_checkpoint_of_factored_slots():
         "slots/mu/w",
     }
     assert bits(from_state_dict(optimizer.init(params), saved)) == bits(state)
-    with pytest.raises(ValueError, match=r"slots/nu/w|slots/row/w"):
+    with pytest.raises(ValueError, match=r"the saved state is another rule's, or one with other switches"):
         from_state_dict(Adafactor(beta1=0.5).init(params), saved)
 
 

@@ -8,11 +8,12 @@ import pytest
 from interop import promotion  # noqa: F401
 
 import mithril_opt
-from benchmarks import aot, compiled, layouts, stacks, targets
+from benchmarks import aot, compiled, layouts, stacks, stored, targets
 from benchmarks.__main__ import main
 from benchmarks.compiled import Bound, LayoutCase, ProgramCase, RoundingCase, StepCase
 from benchmarks.programs import PROGRAMS
 from benchmarks.stacks import StackCase
+from benchmarks.stored import StoredCase
 from benchmarks.workloads import QUICK, WORKLOADS, Workload
 
 
@@ -175,6 +176,17 @@ def test_packages_that_are_missing(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["aot"])
     assert "no-such-compiler not found; `make aot` installs" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("promotion", "on_cpus")
+def test_storage_is_held_to_its_bytes(monkeypatch):
+    run = lambda name: StoredCase("h100", name, Workload("small", ((64, 128),))).run(lambda name: None, lambda *_: None)  # noqa: E731
+    monkeypatch.setitem(stored.RULES, "nothing", stored.RULES["slots in 16 bits"]._replace(h100=1e6))
+    (row,), missed = run("nothing")
+    assert row["bytes"] > 20
+    assert missed == ([f"h100: nothing: temp {row['temp']:.4g} > 0.1"] if row["temp"] > 0.1 else [])
+    (row,), missed = run("slots in 16 bits")
+    assert missed[0] == f"h100: slots in 16 bits: bytes {row['bytes']:.4g} > 20.1"
 
 
 @pytest.mark.usefixtures("promotion", "on_cpus")

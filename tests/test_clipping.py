@@ -106,6 +106,15 @@ def test_exact_identity_at_and_below_the_threshold():
     assert bits(clip_gradients(make_params(), clip_norm=1e9)) == bits(make_params())
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 0.5, 4.0, 1e30])
+def test_the_derivative_of_a_clip(size):
+    """That of the identity below the bound; above it that of x / |x|, which leaves nothing along x."""
+    x = jnp.array([0.6, 0.8]) * size
+    slope = jax.jacobian(lambda x: clip_gradients(x, clip_norm=1.0))(x)
+    expected = np.eye(2) if size < 1 else np.array([[0.64, -0.48], [-0.48, 0.36]]) / size
+    np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-6 / max(size, 1))
+
+
 def test_zero_gradients_and_a_zero_bound_give_zero():
     zeros = jax.tree.map(jnp.zeros_like, make_params())
     assert bits(clip_gradients(zeros, clip_norm=1.0)) == bits(zeros)

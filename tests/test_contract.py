@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from zoo import OPTIMIZERS, bits, core, make_params, specs, unrecorded, with_core
 
 from mithril_opt import DecayRate, OptState
-from mithril_opt.core.slots import parameter_of_each_leaf
+from mithril_opt.core.slots import kept
 from mithril_opt.core.updates import plain
 
 DTYPES = ["float32", "bfloat16", "float16", "complex64"]
@@ -52,14 +52,18 @@ def assert_close(actual, expected, rtol=2e-6, atol=5e-7):
 
 
 @rows_with(*DTYPES)
-def test_update_keeps_structure_shapes_dtypes_and_weak_types(optimizer, dtype):
+def test_update_keeps_structure_shapes_dtypes_and_weak_types(request, optimizer, dtype):
+    keeps_structure(optimizer, dtype, OPTIMIZERS[request.node.callspec.params["optimizer"]].stored)
+
+
+def keeps_structure(optimizer, dtype, stored=()):
     params = make_params(dtype)
     state = optimizer.init(params)
     new_params, new_state = jax.eval_shape(optimizer.update, params, gradients(params, 1), state)
     assert specs(new_params) == specs(params)
     assert specs(new_state) == specs(state)
     for leaf in jax.tree.leaves(state):
-        assert leaf.dtype in (jnp.int32, jnp.float32, jnp.complex64, jnp.bool)
+        assert leaf.dtype in ("int32", "float32", "complex64", "bool", *stored)
 
 
 def test_float64_stays_float64(optimizer):
@@ -84,7 +88,7 @@ def test_narrow_parameters_follow_the_float32_arithmetic(optimizer, dtype):
     assert bits(slots_of(narrow_state)) == bits(slots_of(wide_state))
 
 
-def slots_of(state, besides=("average", "slow", "x")):
+def slots_of(state, besides=("average", "slow", "x", "remainder")):
     """The leaves of `state`, without what is recorded, and without what depends on how parameters are rounded."""
     fields = {jax.tree_util.GetAttrKey(name) for name in besides}
     return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(unrecorded(state)) if not fields & set(path)]
@@ -321,10 +325,8 @@ def test_init_of_abstract_parameters(optimizer, dtype):
     assert specs(jax.eval_shape(optimizer.init, abstract))[0] == expected[0]
     state = optimizer.init(abstract)
     assert specs(state) == expected
-    of_parameters = zip(jax.tree.leaves(state), parameter_of_each_leaf(state, abstract), strict=True)
-    assert all(
-        leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for leaf, index in of_parameters if index is not None and leaf.ndim
-    )
+    for leaf, (_, index, _) in zip(jax.tree.leaves(state), kept(optimizer, abstract), strict=True):
+        assert index is None or not leaf.ndim or leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])

@@ -61,7 +61,7 @@ def read_metrics(out):
 def fake_blocks(validation_loss, steps=2):
     step = {"loss": 3.0, "rates": {"body": 0.1, "embedding": 0.2}, "grad_norm": 1.0, "loss_scale": 2.0, "skipped": False}
     yield train.Block([{"step": 0, "validation_loss": 8.0}], 0.5)
-    yield train.Block([{"step": i, **step} for i in range(1, steps + 1)], 0.5)
+    yield train.Block([{"step": i, **step} for i in range(1, steps + 1)], 0.5, memory=12.04)
     yield train.Block([{"step": steps, "validation_loss": validation_loss}], 0.5)
 
 
@@ -256,7 +256,8 @@ def test_two_steps_cannot_beat_the_baseline(two_steps):
     assert two_steps.stderr.splitlines()[-1] == "the validation loss did not beat the unigram baseline after 2 steps"
     assert "Traceback" not in two_steps.stderr
     assert "step 2/2" in two_steps.stdout
-    for label in ("device", "parameters", "precision", "unigram baseline", "validation loss", "speed", "time", "written"):
+    labels = "device", "parameters", "precision", "memory", "unigram baseline", "validation loss", "speed", "time", "written"
+    for label in labels:
         assert f"\n{label} " in two_steps.stdout
 
 
@@ -287,7 +288,7 @@ def test_beating_the_baseline(monkeypatch, capsys, tmp_path):
 def test_help(tmp_path):
     done = call("--help", out=tmp_path)
     assert done.status == 0
-    for option in ("--steps", "--seed", "--precision", "--optimizer", "--out", "--checkpoint-dir", "--resume"):
+    for option in ("--steps", "--seed", "--precision", "--optimizer", "--storage", "--out", "--checkpoint-dir", "--resume"):
         assert option in done.stdout
 
 
@@ -306,6 +307,16 @@ def test_optimizer_reaches_the_training(monkeypatch, tmp_path):
     for given in ([], ["--optimizer=lion"]):
         command.main(["--steps=5", f"--out={tmp_path}", *given])
     assert names == ["Adam+AdamW", "Lion"]
+
+
+def test_storage():
+    """What is asked for is what is kept, and trains."""
+    corpus = data.Corpus(np.arange(400) % 50, np.arange(200) % 50, ["word"] * 50)
+    *_, trained, validation = train.train(corpus, 2, 0, "float32", storage="bfloat16+8bit")
+    assert 5 < trained.memory < 5.2
+    assert math.isfinite(validation.records[0]["validation_loss"])
+    *_, trained, _ = train.train(corpus, 2, 0, "float32")
+    assert 12 < trained.memory < 12.1
 
 
 def test_bad_seed(tmp_path, capsys):

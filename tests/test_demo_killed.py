@@ -90,9 +90,9 @@ def final(folder, steps):
 
 
 def summary(printed):
-    """What is printed of a run, but for the clock and the places of the files."""
-    found = dict(line.split(maxsplit=1) for line in printed.splitlines()[-8:])
-    return {name: value for name, value in found.items() if name not in ("speed", "time", "written")}
+    """What is printed of a run, but for what it measures of itself and the places of the files."""
+    found = dict(line.split(maxsplit=1) for line in printed.splitlines()[-9:])
+    return {name: value for name, value in found.items() if name not in ("memory", "speed", "time", "written")}
 
 
 @pytest.fixture

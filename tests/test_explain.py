@@ -31,8 +31,10 @@ from mithril_opt import (
     MultiOptimizer,
     Muon,
     PerEpoch,
+    Quantize,
     Record,
     ReduceLROnPlateau,
+    Round,
     ScaleRate,
     ScheduleFree,
     ScheduleFreeSGD,
@@ -168,11 +170,18 @@ def test_a_rate_that_cannot_move_the_weights(rule, dtype, stuck):
         if "rounded" in warning
     ]
     (found,) = lost(stuck)
-    assert found == f"a rate of at most {stuck:.2g} is rounded away in {dtype} weights of this size; keep them in float32: w"
+    hint = "keep them in float32, or as bfloat16 in Round: w"
+    assert found == f"a rate of at most {stuck:.2g} is rounded away in {dtype} weights of this size; {hint}"
     assert not lost(stuck * 4)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1.5, 2**31, None])
+def test_a_small_rate_moves_what_round_keeps():
+    params = {"w": jnp.ones((4, 4), jnp.bfloat16)}
+    assert warnings(explain(AdamW(1e-5), params, 100))
+    assert not warnings(explain(EMA(Round(AdamW(1e-5))), params, 100))
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, 2**31, None, True])
 def test_numbers_of_steps_that_are_none(steps):
     with pytest.raises(ValueError, match=f"total_steps must be an integer from 1 to 2147483647, got {steps}"):
         explain(SGD(), PARAMS, total_steps=steps)
@@ -220,6 +229,9 @@ def sentences(table):
         (lambda o: EMA(o, decay=0.99), "eval_params are their moving average, decay 0.99"),
         (lambda o: SWA(o, start=10, every=5), "eval_params are their mean after the updates 10, 15, …"),
         (lambda o: Record(o, size=9), "the last 9 updates recorded"),
+        (lambda o: Quantize(o), "slots in 16 bits"),
+        (lambda o: Round(o), "bfloat16 kept with 8 bits beside it"),
+        (lambda o: Round(o, remainder=0), "bfloat16 rounded by dithering"),
     ],
 )
 def test_what_a_wrapper_says_of_itself(wrap, expected):
@@ -242,6 +254,14 @@ def test_whose_gradients_are_clipped():
     inner = MultiOptimizer({"x": SGD(), "y": SGD()}, groups={"x": "a1", "y": ...})
     outer = MultiOptimizer({"in": Clip(inner, clip_norm=1.0), "out": SGD()}, groups={"in": "a*", "out": ...})
     assert sentences(explain(outer, params, 100)) == ["groups 'in/x', 'in/y': gradients clipped to a norm of 1 together"]
+
+
+def test_a_momentum_inside_schedule_free():
+    for rule in (AdamW(), SGD(momentum=0.9), AdamW(beta1=lambda step: 0.9)):
+        (found,) = warnings(explain(ScheduleFree(rule), MATRIX, np.int64(100)))
+        assert found == f"ScheduleFree is in the place of a momentum, and {type(rule).__name__} has one: w"
+    for rule in (AdamW(beta1=0.0), SGD()):
+        assert not warnings(explain(ScheduleFree(rule), MATRIX, 100))
 
 
 def test_which_average_is_read():
@@ -291,6 +311,12 @@ def test_a_switch_has_its_own_steps():
     ("wrap", "why"),
     [
         (lambda o: Clip(o, clip_norm=1.0), "Clip of all parameters has no effect: the steps of Sign hardly depend on the size"),
+        (lambda o: Clip(o, clip_value=np.inf), "Clip of all parameters has no effect: its bound is infinite"),
+        (lambda o: Clip(o, clip_norm=np.inf), "Clip of all parameters has no effect: its bound is infinite"),
+        (
+            lambda o: MixedPrecisionTrainer(None, o, clip_norm=np.inf),
+            "clip_norm of the trainer has no effect: its bound is infinite",
+        ),
         (lambda o: AGC(o), "AGC of all parameters has no effect: the steps of Sign hardly depend"),
         (
             lambda o: MixedPrecisionTrainer(None, o, clip_norm=1.0),
@@ -301,6 +327,8 @@ def test_a_switch_has_its_own_steps():
         (lambda o: SWA(o, start=101, every=1), "SWA of all parameters has no effect: its mean begins with update 101"),
         (lambda o: Lookahead(o, alpha=1.0), "Lookahead of all parameters has no effect: its alpha is 1"),
         (lambda o: Lookahead(o, every=101), "Lookahead of all parameters has no effect: it calls back after 101 updates"),
+        (lambda o: Quantize(o, bits=8), "Quantize of all parameters has no effect: no leaf has 4096 elements"),
+        (lambda o: Round(o), "Round of all parameters has no effect: no parameter is bfloat16"),
         (lambda o: AddNoise(o, eta=0.0), "AddNoise of all parameters has no effect: its eta is 0"),
         (lambda o: ScaleRate(o, {"w": 1.0}), "ScaleRate of all parameters has no effect: all its factors are 1"),
         (lambda o: ScaleRate(o, lambda path, leaf: 1.0), "ScaleRate of all parameters has no effect: all its factors are 1"),

@@ -206,6 +206,14 @@ def test_a_leaf_keeps_its_noise_when_others_come_or_go():
     assert bits(noise(multi, full, multi.init(full))) == bits(whole)
 
 
+def test_paths_of_which_32_bits_are_alike():
+    """The digests of these two begin with the same word."""
+    params = {"layers": {24607: jnp.zeros(5), 157726: jnp.zeros(5)}}
+    optimizer = AddNoise(SGD(learning_rate=1.0), eta=1.0)
+    first, second = jax.tree.leaves(noise(optimizer, params, optimizer.init(params)))
+    assert not np.any(first == second)
+
+
 def test_a_run_that_is_resumed_sees_the_same_noise():
     optimizer = AddNoise(Clip(Adam(learning_rate=0.1), clip_norm=1.0), eta=0.1)
     params, state = PARAMS, optimizer.init(PARAMS)

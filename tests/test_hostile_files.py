@@ -73,7 +73,7 @@ def test_what_is_sound_loads():
         lambda: None,
         "text",
     ],
-    ids=str,
+    ids=lambda value: "function" if callable(value) else str(value),
 )
 def test_an_entry_of_another_kind(value):
     assert NU in refused(saved(**{NU: value}))

@@ -251,8 +251,8 @@ BAD_SETTINGS = [
     (dict(min_loss_scale=2.0**16), "(a trainer's min_loss_scale, loss_scale, max_loss_scale), got 65536.0, 32768.0"),
     (dict(loss_scale=2.0**25), "minimum ≤ initial ≤ maximum"),
     (dict(max_loss_scale=2.0**127), "max_loss_scale must be a number in (0, 8.50706e+37], got 1.70141"),
-    (dict(clip_norm=-1.0), "clip_norm must be a number in [0, inf), got -1.0"),
-    (dict(clip_norm=float("nan")), "clip_norm must be a number in [0, inf), got nan"),
+    (dict(clip_norm=-1.0), "clip_norm must be a number in [0, inf], got -1.0"),
+    (dict(clip_norm=float("nan")), "clip_norm must be a number in [0, inf], got nan"),
 ]  # fmt: skip
 
 

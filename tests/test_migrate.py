@@ -33,9 +33,11 @@ from mithril_opt import (
     Muon,
     NAdam,
     Prodigy,
+    Quantize,
     Record,
     ReduceLROnPlateau,
     RMSProp,
+    Round,
     Switch,
     from_optax,
     migrate,
@@ -795,6 +797,55 @@ def test_a_report_of_many_parameters_is_short():
     assert len(str(report).splitlines()) == 4
     assert len(str(report)) < 2000
     assert "layer0/w" in str(report)
+
+
+# Storage.
+
+
+BOTH = {"w": jnp.ones((64, 128), jnp.bfloat16), "b": jnp.ones(3, jnp.bfloat16)}
+WAYS = {
+    "8 bits": lambda: Quantize(Adam(), bits=8),
+    "16 bits": lambda: Clip(Quantize(Adam()), clip_norm=1.0),
+    "rounded": lambda: Round(Quantize(Adam(), bits=8)),
+    "in groups": lambda: MultiOptimizer({"w": Quantize(Adam(), bits=8), "b": Adam()}, {"w": "w", "b": "b"}),
+    "trainer": lambda: MixedPrecisionTrainer(None, Quantize(Adam(), bits=8)),
+}
+
+
+def trained_a_while(optimizer):
+    params, state = BOTH, optimizer.init(BOTH)
+    for i in range(3):
+        grads = jax.tree.map(lambda leaf, i=i: jax.random.normal(jax.random.key(i), leaf.shape, leaf.dtype), BOTH)
+        params, state, *_ = optimizer.update(params, grads, state)
+    return params, state
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_storage_keeps_every_bit(way):
+    optimizer = WAYS[way]()
+    params, state = trained_a_while(optimizer)
+    migrated, report = migrate(state, optimizer, params, optimizer, params)
+    assert bits(migrated) == bits(state)
+    assert specs(migrated) == specs(state)
+    assert not report.fresh
+    assert not report.dropped
+    abstract, _ = migrate(jax.eval_shape(lambda: state), optimizer, params, optimizer, params)
+    assert specs(abstract) == specs(state)
+
+
+def test_another_storage():
+    """Codes become float32 and float32 becomes codes; nothing is compared but what each can hold."""
+    params, state = trained_a_while(Adam())
+    eight = Quantize(Adam(), bits=8)
+    stored, report = migrate(state, Adam(), params, eight, params)
+    assert bits(stored) == bits(eight.pack(state))
+    assert {*report.kept} == {"step", "slots/mu/b", "slots/mu/w", "slots/nu/b", "slots/nu/w"}
+    back, _ = migrate(stored, eight, params, Adam(), params)
+    assert bits(back) == bits(eight.unpack(stored))
+    # A leaf that shrinks: what is kept is what was there, although its blocks are others.
+    smaller = {**params, "w": params["w"][:, :96]}
+    shrunk, _ = migrate(stored, eight, params, eight, smaller)
+    np.testing.assert_allclose(eight.unpack(shrunk).slots.mu["w"], back.slots.mu["w"][:, :96], atol=0.02)
 
 
 # Bad input.

@@ -163,6 +163,12 @@ def test_small_and_large_gradients_are_gradients(scale):
     np.testing.assert_allclose(one_step(grad, grad * scale), one_step(grad, grad), rtol=2e-5, atol=2e-5)
 
 
+def test_a_norm_that_no_float32_holds():
+    signs = jnp.sign(jnp.asarray(array(4, 6, dtype="float32")))
+    large, ones = (one_step(signs, signs * size, beta=0.0) for size in (3e38, 1.0))
+    np.testing.assert_allclose(large, ones, rtol=2e-5, atol=2e-5)
+
+
 def test_a_zero_momentum_moves_nothing_but_the_decay():
     params, zeros = jnp.ones((3, 2)), jnp.zeros((3, 2))
     optimizer = Muon(learning_rate=0.5, weight_decay=0.5)
@@ -308,6 +314,10 @@ def test_what_are_no_matrix_axes(axes):
         (dict(ns_coefficients=[(1, 2)]), "Muon: ns_coefficients must be one of"),
         (dict(ns_coefficients=[(1, 2, 3)] * 6), "Muon: ns_coefficients must be one of"),
         (dict(ns_coefficients=[]), "Muon: ns_coefficients must be one of"),
+        (dict(ns_coefficients=[(float("nan"), 1, 1)]), "Muon: ns_coefficients must be one of"),
+        (dict(ns_coefficients=[(1, float("inf"), 1)]), "Muon: ns_coefficients must be one of"),
+        (dict(ns_coefficients=("123", "123")), "Muon: ns_coefficients must be one of"),
+        (dict(ns_coefficients=[("1", "2", "3")]), "Muon: ns_coefficients must be one of"),
         (dict(ns_dtype="int8"), "Muon: ns_dtype must be a real floating dtype or None, got 'int8'"),
         (dict(ns_dtype="complex64"), "Muon: ns_dtype must be a real floating dtype or None, got 'complex64'"),
         (dict(ns_dtype="bf"), "Muon: ns_dtype must be a real floating dtype or None, got 'bf'"),
@@ -395,6 +405,12 @@ NAMES = {
         "decoder/gating/w",
         "state/whitehead/normalize_inputs/w",
         "layers/beta/w",
+        "blocks/multi_head_attention/query/w",
+        "blocks/attention_heads/w",
+        "blocks/position_wise_mlp/w",
+        "params/PositionwiseFeedForward_0/Dense_0/kernel",
+        "blocks/compose/w",
+        "blocks/normal_mlp/w",
     ],
     False: [
         "params/Embed_0/embedding",
@@ -418,6 +434,17 @@ NAMES = {
         "transformer/layer_norm/offset",
         "transformer/linear/b",
         "bn/gamma",
+        "position/kernel",
+        "pos_encoding",
+        "positional_encoding",
+        "position_table",
+        "params/PositionalEncoding_0/table",
+        "lm_heads/kernel",
+        "heads/0/kernel",
+        "token_embs",
+        "norms/0/w",
+        "blocks/layer_norms/w",
+        "blocks/biases",
     ],
 }
 

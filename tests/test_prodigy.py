@@ -203,6 +203,14 @@ def test_complex_parameters():
         Prodigy().init({"w": jnp.ones(2, jnp.complex64)})
 
 
+@pytest.mark.parametrize(("size", "epsilon", "moves"), [(1e-13, 0.0, False), (1e-10, 0.0, True), (1e26, 1e-8, False)])
+def test_squares_that_float32_does_not_hold(size, epsilon, moves):
+    """As the docstring says; with d at 1e-6."""
+    optimizer, params = Prodigy(epsilon=epsilon), jnp.ones(2) * 1e-3
+    new, _ = optimizer.update(params, jnp.full(2, size), optimizer.init(params))
+    assert bool(jnp.all(new != params)) is moves
+
+
 def test_no_bound_on_the_growth():
     assert Prodigy(growth_rate=float("inf")) == Prodigy()
     with pytest.raises(ValueError, match=r"Prodigy: growth_rate must be a number in \(1, inf\) or a schedule, got 1.0"):

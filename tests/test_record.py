@@ -9,16 +9,20 @@ from steps import PARAMS, drive, gradients, trainer_of
 from zoo import WARMUP, bits, groups, unrecorded
 
 from mithril_opt import (
+    AGC,
     EMA,
     SGD,
     Accumulate,
     Adam,
     AdamW,
+    AddNoise,
+    CentralizeGradients,
     Clip,
     Frozen,
     MultiOptimizer,
     Record,
     ScaleRate,
+    Switch,
     from_optax,
     from_state_dict,
     plot_record,
@@ -67,6 +71,13 @@ def test_it_changes_nothing_else():
         assert bits(state.optimizer) == bits(alone)
 
 
+def test_it_has_no_derivative():
+    optimizer, params = Record(Clip(SGD(), clip_norm=1.0)), jnp.zeros(2)
+    recorded = lambda grads: optimizer.update(params, grads, optimizer.init(params))[1].history  # noqa: E731
+    loss = lambda grads: sum(jnp.sum(column) for column in (recorded(grads).grad_norm, recorded(grads).update_norm))  # noqa: E731
+    np.testing.assert_array_equal(jax.grad(loss)(jnp.ones(2)), 0)
+
+
 def test_the_ring_keeps_the_last_rows_in_order():
     optimizer = Record(SGD(learning_rate=0.1), size=3)
     for steps, kept in ((0, []), (2, [0, 1]), (3, [0, 1, 2]), (7, [4, 5, 6])):
@@ -111,11 +122,51 @@ def test_the_norm_is_that_before_clipping(bound, clipped):
 
 
 def test_who_clips_is_found_through_wrappers():
-    for wrap in (lambda o: EMA(o), lambda o: ScaleRate(o, {"embed": 0.5}), lambda o: Clip(o, clip_value=1.0)):
+    for wrap in (lambda o: EMA(o), lambda o: ScaleRate(o, {"embed": 0.5}), lambda o: Clip(o, clip_norm=1e6)):
         optimizer = Record(wrap(Clip(SGD(learning_rate=1.0), clip_norm=lambda step: 0.5)))
         assert table(optimizer, run(optimizer, 1)[1])[0]["clipped"] == "yes"
     window = Record(Accumulate(Clip(SGD(1.0), clip_norm=0.5), every=2))  # that clips a mean, of which nothing is known here
     assert {row["clipped"] for row in table(window, run(window, 2)[1])} == {"no"}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda o: AGC(o, clipping=1e-6),
+        lambda o: Clip(o, clip_value=1e-6),
+        lambda o: CentralizeGradients(o),
+        lambda o: AddNoise(o, eta=0.0),
+        lambda o: Switch(o, on=lambda step: step < 0),
+    ],
+)
+def test_a_norm_that_something_else_has_changed_says_nothing_of_a_clip(wrap):
+    optimizer = Record(wrap(Clip(SGD(learning_rate=1.0), clip_norm=0.5)))
+    assert table(optimizer, run(optimizer, 1)[1])[0]["clipped"] == "no"
+
+
+@pytest.mark.parametrize(("values", "clipped"), [([3e38] * 4, "yes"), ([jnp.inf, 1.0], "no"), ([0.25] * 4, "no")])
+def test_clips_of_norms_that_no_float32_holds(values, clipped):
+    optimizer, params = Record(Clip(SGD(), clip_norm=1.0)), jnp.ones(len(values))
+    assert table(optimizer, optimizer.update(params, jnp.array(values), optimizer.init(params))[1])[0]["clipped"] == clipped
+
+
+def test_without_the_trainer_the_norm_is_taken_anew():
+    optimizer = Record(SGD(learning_rate=0.1))
+    params, state, *_ = drive(trainer_of(optimizer, loss_scale=2.0), "T")
+    _, state = optimizer.update(params, gradients(7), state.optimizer)
+    assert [row["gradient norm"] for row in table(optimizer, state)] == pytest.approx([*map(norm, map(gradients, (1, 7)))])
+
+
+def test_in_a_group_it_is_about_the_group():
+    optimizer = groups(SGD(0.1), Record(SGD(0.1)))
+    trainer = trainer_of(optimizer, loss_scale=2.0)
+    _, state, *_ = drive(trainer, "TF")
+    part, own = state.optimizer.slots["body"], {"body": PARAMS["body"]}
+    rows = table(optimizer.optimizers["body"], part, own)
+    assert [row["gradient norm"] for row in rows] == pytest.approx([norm(gradients(1)["body"]), jnp.nan], nan_ok=True)
+    assert [(row["outcome"], row["first bad leaf"]) for row in rows] == [("applied", None), ("overflow", None)]
+    with pytest.raises(ValueError, match=r"one in a group is read with .* state.slots\[name\]"):
+        read_record(trainer, state)
 
 
 def norms_of_gradients(optimizer):

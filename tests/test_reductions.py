@@ -57,6 +57,14 @@ def test_units_of_different_scales_do_not_disturb_each_other():
     np.testing.assert_allclose(unit_norm(jnp.asarray(x), 0), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("count", [1, 2, 3, 1000])
+def test_a_mean_does_not_overflow(dtype, count):
+    x = jnp.asarray(np.full((2, count), [[3e38], [-3e38]], dtype))
+    np.testing.assert_allclose(jax.jit(unit_mean, static_argnums=1)(x, 0), [[3e38], [-3e38]], rtol=1e-6)
+    assert not np.isfinite(unit_mean(jnp.asarray([[np.inf, 1.0]], dtype), 0)).any()
+
+
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_what_is_not_finite_is_not_hidden(bad):
     x = jnp.asarray([[1.0, 2.0], [3.0, bad]])

@@ -91,6 +91,12 @@ def test_the_scale_of_the_gradients_does_not_matter(scale, adaptive):
     )
 
 
+@pytest.mark.parametrize("bad", [jnp.inf, jnp.nan])
+def test_a_gradient_that_is_not_finite_spoils_all(bad):
+    there = SAM().perturb({"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": jnp.array([bad, 0.0]), "b": jnp.ones(2)})
+    assert np.isnan(jax.tree.leaves(there)).all()
+
+
 def test_what_has_no_gradient_is_not_perturbed_and_does_not_count():
     params = {"a": jnp.array([3.0]), "b": jnp.array([1.0]), "n": 3, "f": jnp.tanh}
     grads = {"a": jnp.array([2.0]), "b": None, "n": None, "f": None}
@@ -153,6 +159,16 @@ def test_accumulated_it_is_the_mean_over_micro_batches():
     each = [sam.value_and_grad(loss_fn)(PARAMS, x, y)[1] for x, y in halves]
     expected = jax.tree.map(lambda p, a, b: p - 0.1 * (a + b) / 2, PARAMS, *each)
     assert_close(params, expected)
+
+
+def test_micro_batches_perturb_by_the_whole_batch():
+    trainer = trainer_of(SGD(), policy="float32")
+    run = SAM(rho=0.1).value_and_grad(loss_fn, trainer=trainer, micro_batches=2)
+    loss, grads = run(PARAMS, trainer.init(PARAMS), X, Y)
+    expected = SAM(rho=0.1).value_and_grad(loss_fn)(PARAMS, X, Y)
+    assert_close((loss, grads), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="SAM: micro_batches are the trainer's; without one they must be 1, got 2"):
+        SAM().value_and_grad(loss_fn, micro_batches=2)
 
 
 def test_frozen_groups_are_not_perturbed():

@@ -57,6 +57,14 @@ def test_the_scaled_rate_in_float64(dtype):
         np.testing.assert_allclose(params["embed"], make_params(dtype)["embed"] - 0.3 * 0.125 * total, rtol=1e-12)
 
 
+def test_a_factor_in_float64_widens_no_update():
+    with jax.enable_x64(True):
+        params = jnp.ones(2, jnp.float32)
+        optimizer = ScaleRate(SGD(), {"": jnp.float64(0.5)})
+        updates, _ = optimizer.compute_updates(params, params, optimizer.init(params))
+    assert updates.dtype == jnp.float32
+
+
 def test_leaves_that_match_nothing_are_left_to_the_last_bit():
     inner = AdamW(learning_rate=WARMUP)
     (scaled, state), (plain, alone) = run(ScaleRate(inner, {"embed": 0.0})), run(inner)
@@ -196,6 +204,7 @@ def test_bad_input(make, error, message):
         ({"embed": 0.5, "emb*": 2.0}, r"'embed' \(float32\[4,3\]\) matches the patterns \['embed', 'emb\*'\]"),
         (lambda path, leaf: -1.0, "the factor of 'body/b/0' must be a number"),
         (layer_decay(lambda path, leaf: 7, 3, 0.5), "the depth of 'body/b/0' must be an integer from 0 to 3, got 7"),
+        (layer_decay(lambda path, leaf: -1, 3, 0.5), "the depth of 'body/b/0' must be an integer from 0 to 3, got -1"),
         (layer_decay(lambda path, leaf: 0.5, 3, 0.5), "the depth of 'body/b/0' must be an integer from 0 to 3, got 0.5"),
     ],
 )

@@ -23,9 +23,11 @@ from mithril_opt import (
     ScheduleFree,
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
+    from_optax,
     from_state_dict,
     to_state_dict,
 )
+from mithril_opt.core.schedule_free import Weights
 
 STEPS = 30
 
@@ -160,10 +162,37 @@ def test_a_million_updates_lose_no_digits_of_the_weight():
     optimizer = ScheduleFreeSGD(learning_rate=2.0**-10, beta1=0.5)
     state = optimizer.init(jnp.float32(0))
     n = 10**6
-    shared = state.shared._replace(weight_sum=jnp.float32(2.0**-20 * n), max_rate=jnp.float32(2.0**-10))
+    weights = state.shared.weights._replace(sum=jnp.float32(n), max_rate=jnp.float32(2.0**-10))
+    shared = state.shared._replace(weights=weights)
     state = state._replace(step=jnp.int32(n), shared=shared, slots=state.slots._replace(z=jnp.float32(-1.0)))
     y, state = optimizer.update(jnp.float32(0.0), jnp.float32(0.0), state)
     assert float(y) == pytest.approx(-1 / (n + 1), rel=1e-6)
+
+
+def weigh(weights, rates, r, q, start=0):
+    """c of points with these rates, after `start` others."""
+
+    def body(weights, step):
+        c, weights = weights.with_point(jnp.float32(start + 1) + step, rates(step), r, q)
+        return weights, c
+
+    return jax.lax.scan(body, weights, jnp.arange(20_000, dtype=jnp.int32).astype(jnp.float32))[1]
+
+
+@pytest.mark.parametrize(("r", "q"), [(0.0, 2.0), (0.5, 0.0), (5.0, 2.0), (12.0, 8.0)])
+def test_weights_against_their_sum_in_float64(r, q):
+    """With a warm-up of 10,000 updates. Twice the power of a rate of 1e-4 and a r of 12 are no float32s."""
+    rates = lambda step: jnp.minimum(step + 1, 10_000) * 1e-8  # noqa: E731
+    actual = weigh(Weights.of_nothing(jnp.float32), rates, r, q)
+    steps = np.arange(20_000, dtype=np.float64)
+    weights = ((steps + 1) / 20_000) ** r * np.minimum(steps + 1, 10_000) ** q / 1e4**q
+    np.testing.assert_allclose(actual, weights / np.cumsum(weights), rtol=1e-5)
+
+
+def test_weights_go_on_where_float32_has_no_more_integers():
+    start = Weights(jnp.float32(2.0**24), jnp.float32(0), jnp.float32(1))
+    actual = weigh(start, lambda step: 1.0, 0.0, 2.0, start=2**24)
+    np.testing.assert_allclose(1 / np.float64(actual[-1]), 2**24 + 20_000, rtol=1e-7)
 
 
 def noisy_descent(optimizer, dtype, steps=1000):
@@ -306,12 +335,21 @@ def test_averages_are_evaluated_in_mixed_precision_and_wait_for_a_window(index):
     assert bits(trainer.optimizer.eval_params(skipped, state.optimizer)) == bits(after)
 
 
-def test_what_is_frozen_is_evaluated_as_it_is():
+@pytest.mark.parametrize("power", [0.0, 2.0])
+def test_what_is_frozen_is_evaluated_as_it_is_and_has_no_rate(power):
     inner = MultiOptimizer({"fixed": Frozen(), "free": SGD(0.1)}, groups={"fixed": "b", "free": ...})
-    optimizer = ScheduleFree(inner, weight_lr_power=0.0)
+    optimizer = ScheduleFree(inner, weight_lr_power=power)
     params, state = states(optimizer)
     assert optimizer.eval_params(params, state)["b"] is params["b"] is PARAMS["b"]
     assert state.z["b"] is None
+    alone = ScheduleFree(SGD(0.1), weight_lr_power=power)
+    assert bits(params["w"]) == bits(states(alone)[0]["w"])
+
+
+def test_a_rate_that_is_not_known():
+    optimizer = ScheduleFree(from_optax(optax.sgd(0.1)))
+    with pytest.raises(ValueError, match="ScheduleFree: the optimizer keeps its rate to itself: wrap another, or"):
+        states(optimizer)
 
 
 @pytest.mark.parametrize("index", range(len(RULES)))
@@ -329,3 +367,14 @@ def test_what_is_evaluated_has_the_dtype_of_the_parameters(index, dtype):
     params = {"w": jnp.ones(3, dtype)}
     new, state = RULES[index].update(params, params, RULES[index].init(params))
     assert RULES[index].eval_params(new, state)["w"].dtype == dtype
+
+
+@pytest.mark.parametrize("rule", [ScheduleFreeAdamW, ScheduleFreeSGD])
+def test_a_gradient_whose_square_overflows(rule):
+    """It stops an element of z in AdamW, and is a step like any other in SGD."""
+    params, state = jnp.ones(2), rule(0.1).init(jnp.ones(2))
+    for gradient in (jnp.array([1e21, 1.0]), jnp.ones(2), jnp.ones(2)):
+        params, state = rule(0.1).update(params, gradient, state)
+    z = state.slots.z
+    assert np.isfinite(jnp.stack([params, z])).all()
+    np.testing.assert_allclose(z[0], 1 if rule is ScheduleFreeAdamW else -1e20, rtol=1e-6)

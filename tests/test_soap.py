@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxprs import branches, primitives
+from jaxprs import branches, equations, primitives
 
 from mithril_opt import SOAP, MultiOptimizer
 
@@ -125,6 +125,20 @@ def after(optimizer, params, count):
     return params, state
 
 
+@pytest.mark.parametrize("bad", [0, 2])
+@pytest.mark.parametrize("size", [1e20, 1e30])
+def test_a_gradient_whose_squares_overflow_spoils_no_basis(size, bad):
+    optimizer, grads = SOAP(0.0625, every=2), [np.float32(grad) for grad in gradients(4, 4)]
+    grads[bad] = grads[bad] * np.float32(size)
+    params, state = jnp.asarray(array(4, 4), jnp.float32), optimizer.init(jnp.ones((4, 4)))
+    for i, grad in enumerate(grads):
+        params, state = optimizer.update(params, grad, state)
+        assert np.isfinite(params).all()
+        assert np.isfinite(jnp.stack([*state.slots.outer, *state.slots.basis])).all()
+        for q in state.slots.basis if i > 0 else ():
+            np.testing.assert_allclose(q @ q.T, np.eye(4), atol=1e-5)
+
+
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_signs_of_the_bases_do_not_matter(count):
     optimizer = SOAP(0.1, every=3)
@@ -165,6 +179,14 @@ def test_bases_of_one_size_are_renewed_together_and_in_a_branch():
     for name in ("eigh", "qr"):
         assert primitives(jaxpr)[name] == 2
         assert sorted(found[name] for found in inside) == [0, 2]
+
+
+def test_all_products_are_in_full_precision():
+    params = {"w": jnp.ones((3, 4))}
+    jaxpr = jax.make_jaxpr(SOAP().update)(params, params, SOAP().init(params)).jaxpr
+    products = [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "dot_general"]
+    assert products
+    assert {eqn.params["precision"] for eqn in products} == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 def test_bytes_for_a_parameter():

@@ -202,7 +202,7 @@ def test_the_classes_and_their_switches_are_in_the_file():
         "state/optimizer/slots/body: LookaheadState(optimizer, slow)",
         "state/optimizer/slots/body/optimizer/slots: SGDSlots()",
         "state/optimizer/slots/embedding: EMAState(optimizer, average)",
-        "state/optimizer/slots/embedding/optimizer: RecordState(optimizer, history, rows, seen)",
+        "state/optimizer/slots/embedding/optimizer: RecordState(optimizer, history, rows)",
         "state/optimizer/slots/embedding/optimizer/optimizer/slots: SGDSlots()",
     ]
 

@@ -15,6 +15,7 @@ from zoo import OPTIMIZERS, make_params
 
 from mithril_opt import (
     SGD,
+    SOAP,
     Accumulate,
     Adam,
     AdamW,
@@ -22,10 +23,13 @@ from mithril_opt import (
     LeafOptimizer,
     MixedPrecisionTrainer,
     MultiOptimizer,
+    Record,
+    Switch,
     from_optax,
     pytree,
     state_shardings,
 )
+from mithril_opt.core.slots import state_bytes
 
 MESH = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 
@@ -165,6 +169,48 @@ def test_groups_passengers_and_frozen_leaves():
     assert state.slots["e"].mu["embed"].spec == P("data")
     assert state.slots["rest"].trace["w"].spec == P("model")
     assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(optimizer.init(params)))
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize(
+    ("shape", "spec", "axes", "bases"),
+    [
+        ((8, 4, 4), P("data"), 0, P("data", None, None)),
+        ((4, 8, 4, 2), P(None, "data", None, "model"), (1, -1), P("data", "model", None, None)),
+        ((8, 8), P("data"), None, P(None, None)),
+        ((4, 4, 4), P(None, "data"), 0, P(None, None, None)),
+    ],
+    ids=str,
+)
+def test_the_bases_of_soap_lie_as_init_has_them(shape, spec, axes, bases, axis_type):
+    """Along the layers as their parameter does, and along no axis of a matrix, whatever is as long."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axis_type,) * 2)
+    optimizer = MultiOptimizer({"all": SOAP(0.1, every=1, unit_axes=axes)}, {"all": ...})
+    with jax.set_mesh(mesh):
+        params = {"w": jax.device_put(jnp.arange(np.prod(shape, dtype=np.float32)).reshape(shape), sharded(spec, mesh))}
+        state, shardings = optimizer.init(params), state_shardings(optimizer, params, sharded(spec, mesh))
+        for leaf, sharding in zip(*map(jax.tree.leaves, (state, shardings)), strict=True):
+            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim) or leaf.ndim == 0
+        slots = shardings.slots["all"]
+        assert {sharding.spec for sharding in (*slots.outer["w"], *slots.basis["w"])} == {P(*bases[: len(bases) - 2])}
+        state = jax.device_put(state, shardings)
+        for _ in range(3):
+            params, state = optimizer.update(params, params, state)
+
+
+def test_zero_spreads_the_bases_of_soap_over_layers_alone():
+    slots = state_shardings(SOAP(unit_axes=0), {"w": jnp.ones((8, 4, 4))}, sharded(P()), "data").slots
+    assert {sharding.spec for sharding in slots.basis["w"]} == {P("data")}
+    slots = state_shardings(SOAP(), {"w": jnp.ones((8, 8))}, sharded(P()), "data").slots
+    assert [sharding.spec for sharding in (slots.mu["w"], *slots.basis["w"])] == [P("data", None), P(), P()]
+
+
+def test_what_is_beside_the_slots_of_a_bare_array_is_none_of_them():
+    optimizer = Record(Switch(SGD(momentum=0.9), on=lambda step: 1), size=8)
+    state = state_shardings(optimizer, jnp.ones(8), sharded(P("data")))
+    assert {sharding.spec for sharding in jax.tree.leaves(state.history)} == {P()}
+    assert state.optimizer.optimizer.slots.trace.spec == P("data")
+    assert state_bytes(optimizer, jnp.ones(8)) == [32]
 
 
 def test_states_of_optax():

@@ -94,6 +94,20 @@ def test_a_gradient_that_is_nan_while_it_is_off():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+def test_the_rate_is_0_while_it_is_off():
+    optimizer = Switch(groups(SGD(0.5), SGD(0.25)), on=from_two_on)
+    for steps, (first, second) in ((1, (0.0, 0.0)), (2, (0.5, 0.25))):
+        _, state = run(optimizer, steps)
+        for rates in (optimizer.get_learning_rate(state), optimizer.learning_rates(state)):
+            assert rates == {"embedding": first, "body": second}
+
+
+def test_its_clock_saturates():
+    optimizer, last = Switch(SGD(), on=from_two_on), jnp.int32(2**31 - 1)
+    _, state = optimizer.update(PARAMS, PARAMS, optimizer.init(PARAMS)._replace(step=last))
+    assert int(state.step) == last
+
+
 def test_metrics_reach_it_only_while_it_is_on():
     optimizer = Switch(SGD(learning_rate=PLATEAU), on=from_two_on)
     state = optimizer.init(PARAMS)

@@ -9,15 +9,21 @@ from steps import PARAMS, gradients, mlp, mlp_params, trainer_of
 from zoo import bits, groups
 
 from mithril_opt import (
+    EMA,
     SGD,
     Accumulate,
     Adam,
     AdamW,
+    AddNoise,
     Clip,
     Frozen,
+    Lookahead,
     LossScaleStuckError,
     MixedPrecisionTrainer,
     MultiOptimizer,
+    ScaleRate,
+    ScheduleFree,
+    Switch,
     from_optax,
 )
 
@@ -28,6 +34,13 @@ BROKEN = {
     "decay rate": lambda bad: Adam(learning_rate=0.1, beta2=bad),
     "wrapped": lambda bad: Clip(Accumulate(SGD(learning_rate=bad), every=1), clip_norm=1.0),
     "group": lambda bad: groups(Adam(learning_rate=0.1), SGD(learning_rate=bad)),
+    "factor": lambda bad: ScaleRate(SGD(learning_rate=0.1), {"embed": bad}),
+    "factor of a function": lambda bad: ScaleRate(SGD(learning_rate=0.1), lambda path, leaf: bad if path == "embed" else 1.0),
+    "factor in a group": lambda bad: groups(ScaleRate(SGD(), lambda path, leaf: lambda step: bad), Adam()),
+    "noise": lambda bad: AddNoise(SGD(learning_rate=0.1), eta=lambda step: bad),
+    "slow weights": lambda bad: Lookahead(SGD(learning_rate=0.1), every=1, alpha=lambda step: bad),
+    "average": lambda bad: EMA(SGD(learning_rate=0.1), decay=lambda step: bad),
+    "schedule-free": lambda bad: ScheduleFree(SGD(learning_rate=0.1), beta1=bad),
 }
 
 
@@ -46,9 +59,26 @@ def test_a_number_that_is_not_finite(name, bad):
     assert (float(state.loss_scale.scale), int(state.loss_scale.skipped), int(state.loss_scale.bad_input)) == (4.0, 1, 1)
 
 
+def test_a_number_of_what_is_off_does_not_matter():
+    trainer = trainer_of(Switch(SGD(learning_rate=jnp.float32(jnp.nan)), on=lambda step: step > 0))
+    params, state, success = trainer.update(PARAMS, gradients(1), trainer.init(PARAMS))
+    assert success
+    assert bits(params) == bits(PARAMS)
+    assert not trainer.update(params, gradients(1), state)[2]
+
+
+@pytest.mark.parametrize("bound", [jnp.inf, jnp.float32(jnp.inf)])
+def test_an_infinite_bound_clips_nothing(bound):
+    for trainer in (trainer_of(Clip(SGD(0.1), clip_norm=bound)), trainer_of(SGD(0.1), clip_norm=bound)):
+        params, _, success = trainer.update(PARAMS, gradients(1), trainer.init(PARAMS))
+        assert success
+        plain = trainer_of(SGD(0.1))
+        assert bits(params) == bits(plain.update(PARAMS, gradients(1), plain.init(PARAMS))[0])
+
+
 @pytest.mark.parametrize("optimizer", [SGD(learning_rate=0.1), groups(Frozen(), Adam()), from_optax(optax.sgd(0.1))])
 def test_finite_numbers_are_ready(optimizer):
-    assert bool(optimizer.ready(optimizer.init(PARAMS)))
+    assert bool(optimizer.ready(optimizer.init(PARAMS), PARAMS))
 
 
 @pytest.mark.parametrize("policy", ["float16", "bfloat16"])

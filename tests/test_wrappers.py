@@ -1,5 +1,7 @@
 """A wrapper that changes nothing is the optimizer inside it, whatever that is, and whatever is asked of it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +11,21 @@ from steps import trainer_of
 from zoo import PLATEAU, WARMUP, bits, groups, make_params
 
 from mithril_opt import (
+    EMA,
     SGD,
     Accumulate,
     Adam,
     AdamW,
     Clip,
     Frozen,
+    Lookahead,
     MultiOptimizer,
     Optimizer,
+    Prodigy,
+    Round,
+    ScaleRate,
+    ScheduleFree,
+    ScheduleFreeSGD,
     Wrapper,
     explain,
     from_optax,
@@ -194,6 +203,51 @@ def test_a_wrapper_may_change_the_updates_of_any_optimizer(inner):
         whole, alone = inner.update(PARAMS, make_params(seed=seed), alone)
     for p, half, all_ in zip(*map(jax.tree.leaves, (PARAMS, params, whole)), strict=True):
         np.testing.assert_allclose(half - p, 0.5 * (all_ - p), rtol=1e-4, atol=1e-6)
+
+
+OWNERS = {
+    "ScheduleFreeSGD": (lambda: ScheduleFreeSGD(), "ScheduleFree"),
+    "ScheduleFree": (lambda: Clip(ScheduleFree(SGD()), clip_norm=1.0), "ScheduleFree"),
+    "Round": (lambda: groups(SGD(), Round(SGD())), "Round"),
+    "Prodigy": (lambda: Accumulate(Prodigy(), every=2), None),
+}
+
+
+@pytest.mark.parametrize("name", OWNERS)
+@pytest.mark.parametrize(
+    "change", [lambda o: ScaleRate(o, {"embed": 0.5}), lambda o: Lookahead(o, every=2)], ids=["ScaleRate", "Lookahead"]
+)
+def test_what_counts_on_its_very_updates_is_not_changed_from_outside(name, change):
+    make, outside = OWNERS[name]
+    changer = type(change(SGD())).__name__
+    write = f"{outside}({changer}(...))" if outside else "a MultiOptimizer, whose groups have a Prodigy each"
+    with pytest.raises(ValueError, match=rf"^{changer}: {name} .* very updates.*: write {re.escape(write)}"):
+        change(make())
+    change(EMA(groups(Frozen(), SGD())))
+
+
+def test_a_wrapper_of_ones_own_is_told_when_it_changes_such_updates():
+    @pytree
+    class Same(Wrapper):
+        optimizer: Optimizer
+
+        def compute_updates(self, params, grads, state, **extra_args):
+            return self.inner_updates(params, grads, state, **extra_args)
+
+    optimizer = Same(Prodigy())
+    with pytest.raises(ValueError, match=r"^Same: Prodigy .* very updates"):
+        optimizer.update(PARAMS, GRADS, optimizer.init(PARAMS))
+
+
+def test_a_rate_that_is_scaled_inside_of_schedule_free():
+    """Where the factor is 0 neither z nor x nor y moves."""
+    optimizer = ScheduleFree(ScaleRate(SGD(learning_rate=0.1), {"w": 0.0}))
+    params = {"w": jnp.ones(2), "b": jnp.ones(2)}
+    state = optimizer.init(params)
+    for _ in range(3):
+        params, state = optimizer.update(params, params, state)
+    np.testing.assert_array_equal(optimizer.eval_params(params, state)["w"], 1)
+    assert optimizer.eval_params(params, state)["b"][0] < 0.95
 
 
 @pytest.mark.parametrize("make", [Nothing, lambda inner: Clip(inner, clip_norm=1.0), lambda inner: Accumulate(inner, every=2)])

@@ -59,11 +59,13 @@ from mithril_opt import (
     PolynomialDecayLR,
     PolynomialLR,
     Prodigy,
+    Quantize,
     RAdam,
     Record,
     RecordState,
     ReduceLROnPlateau,
     RMSProp,
+    Round,
     ScaleRate,
     ScheduleFree,
     ScheduleFreeAdamW,
@@ -207,10 +209,12 @@ NARROW, COMPLEX = ("bfloat16", "float16"), ("complex64",)
 
 
 class Row(NamedTuple):
-    """A row of the table: how the optimizer is made, and the dtypes of parameters that it refuses."""
+    """A row of the table: how the optimizer is made, the dtypes of parameters that it refuses, and those of slots that others
+    do not have."""
 
     make: Callable[[], Optimizer]
     refused: tuple[str, ...] = ()
+    stored: tuple[str, ...] = ()
 
     def __call__(self):
         return self.make()
@@ -365,6 +369,8 @@ ROWS = {
     ),
     "schedule-free": lambda: ScheduleFree(Clip(Adam(learning_rate=WARMUP, beta1=0.0), clip_norm=1.0), beta1=0.8),
     "schedule-free-frozen": lambda: ScheduleFree(groups(Frozen(), SGD(learning_rate=0.1)), weight_lr_power=0.0),
+    "quantize": Row(lambda: Quantize(AdamW(learning_rate=0.1)), stored=("bfloat16",)),
+    "round": Row(lambda: Round(AdamW(learning_rate=0.1)), refused=("float16",), stored=("int8",)),
     "multi": lambda: groups(Adam(learning_rate=0.1), AdamW(learning_rate=WARMUP)),
     "multi-frozen": lambda: groups(Frozen(), SGD(learning_rate=0.1, momentum=0.9)),
     "multi-nested": lambda: MultiOptimizer(

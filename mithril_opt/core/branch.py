@@ -90,3 +90,21 @@ FORMS = {
     False: {"cpu": by_branch, "default": by_selection},
     True: {"cpu": by_branch, "tpu": by_branch, "default": by_loop},
 }
+
+
+def zero_after(tree: PyTree) -> Any:
+    """0, known on CPUs only when the arrays of `tree` are: what has it added to its input runs after them.
+
+    Elsewhere it is a constant, since it would only be in the way: a GPU runs one thing after the other, and what is one loop
+    there this would split.
+    """
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if leaf.size and jnp.issubdtype(leaf.dtype, jnp.floating)]
+    arrays = [leaf for leaf in arrays if not any(jax.typeof(leaf).sharding.spec)]  # of those, no element is everywhere
+    if not arrays:
+        return jnp.uint32(0)
+    return jax.lax.platform_dependent(arrays, cpu=_read, default=lambda arrays: jnp.uint32(0))
+
+
+def _read(arrays: list[Array]) -> Array:
+    firsts = (array[(0,) * array.ndim].astype(jnp.float32) for array in arrays)
+    return sum(((jax.lax.bitcast_convert_type(first, jnp.uint32) >> 31) >> 1 for first in firsts), jnp.uint32(0))

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from mithril_opt.core.branch import zero_after
 from mithril_opt.core.typing import Array
 
 Bases: TypeAlias = tuple[Array | None, ...]
@@ -65,9 +66,13 @@ def together(fun: Callable[..., tuple[Array, ...]], *columns: Sequence[Array]) -
     for i, matrix in enumerate(columns[0]):
         groups.setdefault(jax.typeof(matrix), []).append(i)
     rows: list[Any] = [None] * len(columns[0])
+    results: tuple[Array, ...] = ()
     for members in groups.values():
-        # Behind the axes that count layers, over which they may be sharded.
-        results = _with_automatic_axes(fun, [jnp.stack([column[i] for i in members], axis=-3) for column in columns])
+        # Behind the axes that count layers, over which they may be sharded. One batch after the other: on a CPU a decomposition
+        # waits for threads, and several at once may wait for each other's for ever.
+        stacked = [jnp.stack([column[i] for i in members], axis=-3) for column in columns]
+        stacked[0] += zero_after(results).astype(stacked[0].dtype)
+        results = _with_automatic_axes(fun, stacked)
         for place, i in enumerate(members):
             rows[i] = [result[..., place, :, :] for result in results]
     return [list(column) for column in zip(*rows, strict=True)]

@@ -195,6 +195,7 @@ def number(
     off: bool = False,
     optional: bool = False,
     exact: bool = False,
+    infinite: bool = False,
     masked: bool = False,
 ) -> Any:
     """A field that holds a real number, in a range that a Python number is checked against; in an optimizer also a schedule.
@@ -209,6 +210,7 @@ def number(
             self.momentum is not None` decides in the rule.
         optional: whether None is allowed, for a number that is not given.
         exact: whether it is kept as a `DecayRate`, of which a jit boundary loses nothing.
+        infinite: whether infinity is allowed, for a bound that then bounds nothing.
         masked: whether this is a weight decay that `decay_mask` switches off, leaf by leaf: None there, like an `off`.
 
     Example:
@@ -225,7 +227,7 @@ def number(
         ValueError: Descent: learning_rate must be a number in [0, inf) or a schedule, got -1.0
         To maximise, negate the loss.
     """
-    rule = Number(minimum, maximum, above, below, off=off, optional=optional, exact=exact, masked=masked)
+    rule = Number(minimum, maximum, above, below, off=off, optional=optional, exact=exact, infinite=infinite, masked=masked)
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 

@@ -28,17 +28,31 @@ class Hooks:
         """The names of the groups inside, "a/b" for a nested one; an empty one where there are none."""
         return [""]
 
-    def tell(self, state: Any, seen: Seen) -> Any:
-        """The state, told what the trainer has seen of the gradients of the next update; the same unless that is recorded."""
+    def tell(self, state: Any, seen: Seen | None) -> Any:
+        """The state, told what the trainer has seen of the gradients of the next update, or, after it, None; the same unless
+        that is recorded."""
         return state
 
     def recorded(self, state: Any) -> Any:
         """The outermost `Record` and its state; None if there is none."""
         return None
 
-    def clips(self, state: Any, norm: Array) -> Array:
-        """Whether gradients of the global norm `norm` are clipped by it: boolean scalar."""
+    def clips(self, state: Any, seen: Seen) -> Array:
+        """Whether gradients of which this much is known are clipped by their norm: boolean scalar."""
         return jnp.bool(False)
+
+    def owns_updates(self, changer: str) -> str | None:
+        """Why the wrapper `changer` may not change the updates, and what to write instead, where the state counts on the
+        parameters moving by its very updates; None where it does not."""
+        return None
+
+    def unpack(self, state: Any) -> Any:
+        """`state` with its slots as the rules compute with them: those that are stored in fewer bits in float32."""
+        return state
+
+    def pack(self, state: Any) -> Any:
+        """`state`, whose slots are as the rules compute with them, as this optimizer stores it."""
+        return state
 
     def around(self, params: PyTree) -> list[tuple[Any, ...]]:
         """For each leaf of `params` what is around the rule that it belongs to, the outermost first: pairs of a wrapper and the

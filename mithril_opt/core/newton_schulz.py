@@ -38,13 +38,20 @@ def check_coefficients(where: str, given: Any, steps: int) -> str | Coefficients
     if isinstance(given, str) and given in PRESETS:
         return given
     try:
-        triples = tuple((float(a), float(b), float(c)) for a, b, c in given)
+        triples = tuple((_finite(a), _finite(b), _finite(c)) for a, b, c in given)
     except (TypeError, ValueError):
         triples = ()
     if not 1 <= len(triples) <= steps:
         names = ", ".join(map(repr, PRESETS))
-        raise ValueError(f"{where} must be one of {names} or at most ns_steps = {steps} triples (a, b, c), got {shown(given)}")
+        wanted = f"one of {names} or at most ns_steps = {steps} triples (a, b, c) of finite numbers"
+        raise ValueError(f"{where} must be {wanted}, got {shown(given)}")
     return triples
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, str) or not math.isfinite(value):
+        raise ValueError("no finite number")
+    return float(value)
 
 
 def check_spread(where: str, sharding: Any) -> None:
@@ -92,9 +99,11 @@ def _triples(coefficients: str | Coefficients, steps: int) -> Coefficients:
 
 
 def _iterate(matrices: Array, triples: Coefficients, dtype: Any) -> Array:
-    wide = matrices.dtype
-    norms = unit_norm(matrices, tuple(range(matrices.ndim - 2)))  # one that cannot underflow; ‖X‖ + 1e-7 would be off by 18 %
-    x = safe_divide(matrices, norms).astype(dtype or wide)  # at |x| = 1e-8
+    wide, units = matrices.dtype, tuple(range(matrices.ndim - 2))
+    norms = unit_norm(matrices, units)  # one that cannot underflow; ‖X‖ + 1e-7 would be off by 18 % at |x| = 1e-8
+    scaled = jax.lax.optimization_barrier(matrices * 2.0**-32)  # or XLA would divide by 2³² ‖X‖, which overflows
+    x = jnp.where(norms < jnp.inf, safe_divide(matrices, norms), safe_divide(scaled, unit_norm(scaled, units)))
+    x = x.astype(dtype or wide)
     for a, b, c in triples:
         gram = _product(x, jnp.conj(jnp.swapaxes(x, -1, -2)), wide)
         narrow = gram.astype(x.dtype)

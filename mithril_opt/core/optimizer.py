@@ -7,16 +7,15 @@ The second is the same for all: it checks its arguments, asks for the updates, a
 
 import abc
 import dataclasses
-import functools
 from typing import Any, ClassVar, Self, final
 
 import jax
 import jax.numpy as jnp
 
-from mithril_opt.core.fields import Number, is_static, rule_of, shown
+from mithril_opt.core.fields import is_static, rule_of, shown
 from mithril_opt.core.hooks import Hooks
 from mithril_opt.core.numerics import scalar_f32
-from mithril_opt.core.pytree import check_decorated, check_numbers, set_field, with_fields
+from mithril_opt.core.pytree import check_decorated, check_numbers, numbers_are_sound, set_field, with_fields
 from mithril_opt.core.schedule import Schedule, as_schedule, as_step, fresh_memories, known_memories
 from mithril_opt.core.state import Counterpart, OptState, Window, check_state, misuse
 from mithril_opt.core.tree import agree, overlay, trained, trains
@@ -212,6 +211,11 @@ class Optimizer(Hooks, abc.ABC):
         return False
 
     @property
+    def owns_addition(self) -> bool:
+        """Whether `update` keeps more digits of a parameter than its dtype, so that nobody else can add the updates."""
+        return False
+
+    @property
     def window_length(self) -> int | None:
         """How many updates are committed together: 1, but for accumulation; None where nothing is ever updated."""
         return 1
@@ -228,17 +232,9 @@ class Optimizer(Hooks, abc.ABC):
         """
         return state
 
-    def ready(self, state: Any) -> Array:
-        """Whether the numbers of the next update are finite, the learning rate among them; of a field that says nothing about
-        its numbers, whether they are not NaN. Boolean scalar."""
-        rule = self.resolve(state) if isinstance(state, OptState) else self
-        verdicts = [
-            jnp.all(jnp.isfinite(number) if isinstance(rule_of(field), Number) else ~jnp.isnan(number))
-            for field in dataclasses.fields(rule)
-            for number in jax.tree.leaves(getattr(rule, field.name))
-            if trains(number)
-        ]
-        return functools.reduce(jnp.logical_and, verdicts, jnp.bool(True))
+    def ready(self, state: Any, params: PyTree) -> Array:
+        """Whether the numbers of the next update of `params` are finite, the learning rate among them: boolean scalar."""
+        return numbers_are_sound(self.resolve(state) if isinstance(state, OptState) else self)
 
     def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
         """`grads`, shaped like `params`, with None at the leaves that do not train, so that they do not count in a norm."""

@@ -9,14 +9,17 @@ ranges: the gradient with respect to an optimizer is an optimizer of gradients, 
 """
 
 import dataclasses
+import functools
 import inspect
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey
 
 from mithril_opt.core.fields import Number, decay_rate, is_static, number, rule_of, same_as, shown, static, steps
+from mithril_opt.core.tree import trains
 
 T = TypeVar("T")
 
@@ -101,6 +104,17 @@ def check_numbers(self: Any, *, schedules: bool = True) -> None:
         if rule is not None:
             scheduled = schedules and isinstance(rule, Number) and not rule.integer
             set_field(self, field.name, rule.check(value, where, scheduled))
+
+
+def numbers_are_sound(self: Any) -> Any:
+    """Whether the numbers among the fields of `self`, whose schedules are resolved, are finite; of a field that may be infinite
+    or says nothing about its numbers, whether they are not NaN. Boolean scalar."""
+    verdicts = [jnp.bool(True)]
+    for field in dataclasses.fields(self):
+        rule = rule_of(field)
+        is_sound = jnp.isfinite if isinstance(rule, Number) and not rule.infinite else lambda number: ~jnp.isnan(number)
+        verdicts += [jnp.all(is_sound(number)) for number in jax.tree.leaves(getattr(self, field.name)) if trains(number)]
+    return functools.reduce(jnp.logical_and, verdicts)
 
 
 def check_scalars(self: Any) -> None:

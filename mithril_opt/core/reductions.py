@@ -50,7 +50,7 @@ def axes_at(where: str, axes: Any, path: str, leaf: Any) -> tuple[int, ...] | No
 
 
 def unit_mean(x: Array, unit_axes: Axes) -> Array:
-    """The mean of `x` over each unit, the reduced axes kept with size 1.
+    """The mean of `x` over each unit, the reduced axes kept with size 1. Its sum does not overflow.
 
     Args:
         x: real or complex array.
@@ -63,7 +63,10 @@ def unit_mean(x: Array, unit_axes: Axes) -> Array:
         Array([[3.5],
                [7. ]], dtype=float32)
     """
-    return jnp.mean(x, axis=_reduced(x, unit_axes), keepdims=True)
+    axes = _reduced(x, unit_axes)
+    mean, count = jnp.mean(x, axis=axes, keepdims=True), math.prod(x.shape[axis] for axis in axes)
+    down = 2.0 ** -max(count - 1, 0).bit_length()  # a power of two after which no sum of finite elements overflows
+    return jnp.where(jnp.isfinite(mean), mean, jnp.mean(x * down, axis=axes, keepdims=True) / down)
 
 
 def unit_norm(x: Array, unit_axes: Axes) -> Array:

@@ -5,13 +5,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from mithril_opt.core.coding import Coded
 from mithril_opt.core.numerics import compute_dtype, real_dtype
 from mithril_opt.core.tree import agree, aligned, describe_leaf, placed_like, trained, trains, widen
 from mithril_opt.core.typing import Array, PyTree
@@ -35,7 +36,7 @@ def write(where: str, new: PyTree, old: PyTree) -> PyTree:
 
 def fresh(init_leaf: Callable[[Any], PyTree], leaf: Any) -> PyTree:
     """The slots of `leaf`, as `init_leaf` makes them, in buffers of their own."""
-    param = _wide(leaf)
+    param = widen(leaf)
     return own("init_leaf", init_leaf(param), param)
 
 
@@ -119,8 +120,30 @@ def foreign(why: str) -> str:
     return f"the state does not belong to this optimizer and these parameters: {why}"
 
 
-def parameter_of_each_leaf(state: PyTree, params: PyTree) -> Iterator[int | None]:
-    """For each leaf of `state` the position of its parameter among the leaves of `params`; None for counters and the like.
+class Kept(NamedTuple):
+    """A leaf of a state.
+
+    Attributes:
+        leaf: itself, or its shape and dtype.
+        position: that of its parameter among the leaves of the parameters; None for counters and the like.
+        of_layers: whether it is one of a tuple that is kept for the parameter: an array for each of its layers, which are
+            counted by the first axes, and not for each of its elements.
+    """
+
+    leaf: Any
+    position: int | None
+    of_layers: bool
+
+
+def kept(optimizer: Any, params: PyTree) -> Iterator[Kept]:
+    """The leaves, abstract, of the state that `optimizer` has for `params`."""
+    # A bare array has no structure of its own, and everything would be structured like it. This one has the same path.
+    params = {"": params} if jax.tree_util.treedef_is_leaf(jax.tree.structure(params)) else params
+    yield from belonging(jax.eval_shape(optimizer.init, params), params)
+
+
+def belonging(tree: PyTree, params: PyTree) -> Iterator[Kept]:
+    """The leaves of `tree`, a state or a part of one, in their order.
 
     What is structured like the parameters, wherever it stands in the state, holds at each leaf what belongs to it: an array, a
     tuple of some, or nothing.
@@ -134,17 +157,17 @@ def parameter_of_each_leaf(state: PyTree, params: PyTree) -> Iterator[int | None
             return None
         return column if all(_belongs_to_a_leaf(item) for item in column) else None
 
-    for node in jax.tree.leaves(state, is_leaf=lambda node: columns(node) is not None):
+    for node in jax.tree.leaves(tree, is_leaf=lambda node: columns(node) is not None):
         column = columns(node)
-        yield from [None] if column is None else [i for i, item in enumerate(column) for _ in jax.tree.leaves(item)]
+        for index, item in [(None, node)] if column is None else enumerate(column):
+            yield from (Kept(leaf, index, type(item) is tuple) for leaf in jax.tree.leaves(item))
 
 
 def state_bytes(optimizer: Any, params: PyTree) -> list[int]:
     """Bytes of state that `optimizer` keeps for each leaf of `params`; its counters belong to none."""
     positions = [i for i, leaf in enumerate(jax.tree.leaves(params)) if trains(leaf)]
     sizes = [0] * len(jax.tree.leaves(params))
-    state = jax.eval_shape(optimizer.init, trained(params))
-    for leaf, index in zip(jax.tree.leaves(state), parameter_of_each_leaf(state, trained(params)), strict=True):
+    for leaf, index, _ in kept(optimizer, trained(params)):
         if index is not None:
             sizes[positions[index]] += math.prod(leaf.shape) * leaf.dtype.itemsize
     return sizes
@@ -152,18 +175,13 @@ def state_bytes(optimizer: Any, params: PyTree) -> list[int]:
 
 def _belongs_to_a_leaf(item: Any) -> bool:
     parts = item if type(item) is tuple else (item,)
-    return all(not leaves or leaves[0] is part for part, leaves in zip(parts, map(jax.tree.leaves, parts), strict=True))
+    leaves = [jax.tree.leaves(part, is_leaf=lambda node: isinstance(node, Coded)) for part in parts]
+    return all(not own or own[0] is part for part, own in zip(parts, leaves, strict=True))
 
 
 def _expected(rule: Any, leaf: Any) -> PyTree:
     """The slots that `rule` gives to `leaf`, as shapes and dtypes."""
     return jax.eval_shape(rule.init_leaf, jax.ShapeDtypeStruct(jnp.shape(leaf), compute_dtype(jnp.result_type(leaf))))
-
-
-def _wide(leaf: Any) -> Any:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(leaf.shape, compute_dtype(leaf.dtype), sharding=leaf.sharding)
-    return widen(leaf)
 
 
 def _is_named_tuple(slots: Any) -> bool:

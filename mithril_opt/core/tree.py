@@ -5,6 +5,7 @@ A leaf *trains* if it is a floating or complex array (a Python float or complex 
 """
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec
 
 from mithril_opt.core.numerics import compute_dtype
 from mithril_opt.core.typing import Array, PyTree
@@ -173,8 +174,10 @@ def listed(names: Iterable[Any], most: int = 6) -> str:
     return ", ".join(names[:most]) + more
 
 
-def widen(leaf: Any) -> Array:
-    """`leaf` in its compute dtype: float32 for anything narrower."""
+def widen(leaf: Any) -> Any:
+    """`leaf`, an array or a `jax.ShapeDtypeStruct`, in its compute dtype: float32 for anything narrower."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, compute_dtype(leaf.dtype), sharding=leaf.sharding)
     leaf = jnp.asarray(leaf)
     return leaf.astype(compute_dtype(leaf.dtype))
 
@@ -195,3 +198,20 @@ def placed_like(new: Array, old: Any) -> Array:
     sharding = jax.typeof(old).sharding
     explicit = AxisType.Explicit in sharding.mesh.axis_types
     return jax.sharding.reshard(new, sharding) if explicit else new
+
+
+def narrowed(spec: PartitionSpec, mesh: Any, shape: tuple[int, ...]) -> PartitionSpec:
+    """`spec` for an array of another `shape` with as many axes: without what an axis cannot be divided by."""
+    names = [entry if isinstance(entry, tuple) else () if entry is None else (entry,) for entry in spec]
+    parts = [math.prod(mesh.shape[name] for name in own) for own in names]
+    return PartitionSpec(*(entry if size % part == 0 else None for entry, size, part in zip(spec, shape, parts, strict=False)))
+
+
+def with_auto_axes(function: Callable[..., Array], like: Array, shape: tuple[int, ...]) -> Callable[..., Array]:
+    """`function`, whose result has as many axes as `like` and this `shape`, where the mesh has explicit axes: the compiler
+    finds how what is inside is sharded, and the result is sharded as `like` is."""
+    sharding = jax.typeof(like).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return function
+    placed: Any = jax.sharding.auto_axes(function, out_sharding=narrowed(sharding.spec, sharding.mesh, shape))
+    return placed

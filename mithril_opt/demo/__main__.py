@@ -11,12 +11,13 @@ from typing import Any, NoReturn
 
 from mithril_opt.demo import data, model, picture, report
 from mithril_opt.demo.checkpoints import Checkpoints
+from mithril_opt.demo.storage import FLOAT32, STORAGES
 from mithril_opt.demo.train import TWO_GROUPS, named_optimizers, train
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
 PRECISIONS = ("float16", "bfloat16", "float32")
 # The options that make a run what it is: one that goes on must have the same.
-SETTINGS = ("steps", "seed", "precision", "optimizer")
+SETTINGS = ("steps", "seed", "precision", "optimizer", "storage")
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +42,8 @@ def make_parser() -> Parser:
     help_text = "two groups, or one rule, whose peak rate is its default rate; AdamW takes what it is not for"
     as_spelled = lambda name: next((own for own in optimizers if own.lower() == name.lower()), name)  # noqa: E731
     parser.add_argument("--optimizer", type=as_spelled, choices=optimizers, default=TWO_GROUPS, help=help_text)
+    kept = "how parameters and slots are kept: %(choices)s"
+    parser.add_argument("--storage", choices=STORAGES, default=FLOAT32, metavar="NAME", help=kept)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help=f"folder for {METRICS} and {CURVES}")
     add_checkpoint_options(parser)
     return parser
@@ -115,7 +118,7 @@ def run(options: argparse.Namespace, checkpoints: Checkpoints | None, metrics: P
     print(
         f"training on {report.describe_device()} in {precision}: {sizes}{f', from step {done} on' if done else ''}", flush=True
     )
-    training = train(corpus, steps, options.seed, precision, options.optimizer, checkpoints)
+    training = train(corpus, steps, options.seed, precision, options.optimizer, options.storage, checkpoints)
     blocks = report.follow(report.write_metrics(training, metrics), steps, done)
     if checkpoints:
         checkpoints.close()

@@ -87,6 +87,7 @@ def summarize(
         "device": describe_device(),
         "parameters": f"{sum(counts.values()):,} ({', '.join(f'{name} {size:,}' for name, size in counts.items())})",
         "precision": f"{precision}, {describe_skips(records)}",
+        "memory": describe_memory(blocks),
         "unigram baseline": f"{baseline:.3f} (perplexity {perplexity(baseline):.1f})",
         "validation loss": f"{final:.3f} (perplexity {perplexity(final):.1f})",
         "speed": f"{tokens_per_second(blocks):,.0f} tokens per second in training" if blocks else "no step was left to train",
@@ -101,6 +102,12 @@ def describe_skips(records: list[Record]) -> str:
     steps = [record for record in records if "loss" in record]
     skipped = sum(record["skipped"] for record in steps)
     return f"{skipped} of {len(steps)} steps skipped, loss scale {steps[-1]['loss_scale']:g} at the end"
+
+
+def describe_memory(blocks: list[Block]) -> str:
+    """`5.06 bytes per parameter, with the optimizer's state`."""
+    measured = [block.memory for block in blocks if block.memory is not None]
+    return f"{measured[-1]:.2f} bytes per parameter, with the optimizer's state" if measured else "no step was left to train"
 
 
 def describe_device() -> str:

@@ -31,6 +31,7 @@ from mithril_opt import (
 from mithril_opt.core.typing import Array
 from mithril_opt.demo import data, model
 from mithril_opt.demo.checkpoints import Checkpoints
+from mithril_opt.demo.storage import FLOAT32, STORAGES, Storage, bytes_per_parameter
 
 TWO_GROUPS = "Adam+AdamW"
 # The rules that are for hidden matrices, and those whose rate does not fall.
@@ -53,10 +54,12 @@ class Block(NamedTuple):
         records: a dictionary for each step (step, loss, rates, grad_norm, update_ratio, loss_scale, skipped), or one for the
             validation (step, validation_loss).
         seconds: how long it took; what runs first also compiles.
+        memory: bytes per parameter that parameters and the optimizer's state took up at the end of it; None for a validation.
     """
 
     records: list[dict[str, Any]]
     seconds: float
+    memory: float | None = None
 
 
 def warmup_cosine(peak: float, steps: int) -> LinearWarmupScheduler:
@@ -98,11 +101,14 @@ def make_named(name: str, steps: int, peak: Any = None) -> Optimizer:
     return rule(learning_rate=schedule)
 
 
-def make_trainer(steps: int, precision: str, name: str = TWO_GROUPS) -> MixedPrecisionTrainer:
-    """What is called `name`, with a record of its last steps, in a trainer that computes in `precision`, clips, and skips."""
+def make_trainer(
+    steps: int, precision: str, name: str = TWO_GROUPS, storage: Storage = STORAGES[FLOAT32]
+) -> MixedPrecisionTrainer:
+    """What is called `name`, stored as `storage` says and with a record of its last steps, in a trainer that computes in
+    `precision`, clips, and skips."""
     return MixedPrecisionTrainer(
         None,
-        Record(make_named(name, steps), size=READ_EVERY),
+        Record(storage.wrap(make_named(name, steps)), size=READ_EVERY),
         loss_scale=LOSS_SCALE,
         policy=precision,
         clip_norm=CLIP_NORM,
@@ -139,15 +145,21 @@ def evaluate(params: model.Params, tokens: Array, starts: Array) -> Array:
 
 
 def train(
-    corpus: data.Corpus, steps: int, seed: int, precision: str, name: str = TWO_GROUPS, checkpoints: Checkpoints | None = None
+    corpus: data.Corpus,
+    steps: int,
+    seed: int,
+    precision: str,
+    name: str = TWO_GROUPS,
+    storage: str = FLOAT32,
+    checkpoints: Checkpoints | None = None,
 ) -> Iterator[Block]:
     """Train a fresh model, or go on from the last checkpoint, and tell what happens.
 
     There is a validation at the start, now and then, and at the end. A checkpoint is saved when what was told up to there has
     been dealt with, so that metrics written by then belong to it.
     """
-    trainer = make_trainer(steps, precision, name)
-    params = model.init(np.random.default_rng(seed))
+    trainer = make_trainer(steps, precision, name, STORAGES[storage])
+    params = STORAGES[storage].cast(model.init(np.random.default_rng(seed)))
     state, step = trainer.init(params), make_step(trainer)
     tokens, held_out = jnp.asarray(corpus.train), jnp.asarray(corpus.validation)
     done, every = (checkpoints.step, checkpoints.every) if checkpoints else (0, steps)
@@ -187,7 +199,7 @@ def train_block(
     own = zip(block, jax.device_get(metrics), rows.rows[-len(block) :], strict=True)
     groups = sorted(trainer.learning_rates(state))
     records = [to_record(i, measured, dict(zip(rows.columns, row, strict=True)), groups) for i, measured, row in own]
-    return params, state, Block(records, time.perf_counter() - began)
+    return params, state, Block(records, time.perf_counter() - began, bytes_per_parameter(params, state.optimizer))
 
 
 def to_record(step: int, metrics: dict[str, Any], row: dict[str, Any], groups: Iterable[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class FromOptax(Optimizer):
     transformation: Any = static()
 
     def init(self, params: PyTree) -> OptState:
-        wide = jax.tree.map(_wide, trained(params))
+        wide = jax.tree.map(widen, trained(params))
         slots = apart(self.transformation.init(wide), (params, wide))
         return OptState(step=jnp.zeros((), jnp.int32), slots=slots, schedules={})
 
@@ -32,13 +32,13 @@ class FromOptax(Optimizer):
     def takes_extra_args(self) -> bool:
         return True
 
-    def ready(self, state: Any) -> Array:
+    def ready(self, state: Any, params: PyTree) -> Array:
         return jnp.bool(True)
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: OptState, **extra_args: Any) -> tuple[PyTree, OptState]:
         """The transformation's updates in float32 or wider and the new state, without applying them."""
         _check_given(params, grads)
-        wide = jax.tree.map(_wide, params)
+        wide = jax.tree.map(widen, params)
         self._check_slots(wide, state.slots)
         # jax.grad returns the conjugate of the direction that optax expects.
         directions = jax.tree.map(lambda grad, param: jnp.conj(widen(grad).astype(param.dtype)), grads, wide)
@@ -124,7 +124,7 @@ def to_optax(optimizer: Optimizer) -> Any:
         do not train get zero updates.
 
     Raises:
-        TypeError: `optimizer` is none.
+        TypeError: `optimizer` is none, or adds its updates itself, as `Round` does.
 
     Example:
         >>> import jax.numpy as jnp
@@ -141,6 +141,11 @@ def to_optax(optimizer: Optimizer) -> Any:
     name = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"to_optax takes an Optimizer, got {name}; for an optax transformation there is from_optax")
+
+    if optimizer.owns_addition:
+        raise TypeError(
+            f"{name} adds its updates itself, to more bits than the parameters have; optax would add them in theirs"
+        )
 
     # Functions with the optimizer in their closure, not its methods: tools that look into closures find its numbers there.
     def init(params: PyTree) -> Any:
@@ -165,12 +170,6 @@ def _compute(optimizer: Any, params: PyTree, grads: PyTree, state: Any, extra_ar
 
 
 _compiled = jax.jit(_compute)  # so that a call outside jit compiles itself once
-
-
-def _wide(leaf: Any) -> Any:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(leaf.shape, compute_dtype(leaf.dtype), sharding=leaf.sharding)
-    return widen(leaf)
 
 
 def apart(slots: PyTree, params: PyTree = None) -> PyTree:

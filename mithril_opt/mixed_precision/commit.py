@@ -59,7 +59,7 @@ def commit(
     clip = [] if trainer.clip_norm is None else clip_factors(norm, bound)
     bad_leaf = first_bad_leaf(params, grads, norm.finite)
     told = optimizer.tell(state.optimizer, Seen(norm.value, exceeds(norm, bound), bad_leaf))
-    input_finite &= optimizer.ready(state.optimizer)
+    input_finite &= optimizer.ready(state.optimizer, params)
     ok = jnp.all(norm.finite) & input_finite
     why = jnp.where(ok, 0, jnp.where(input_finite, OVERFLOW, BAD_INPUT))
     window, accumulates = optimizer.window(state.optimizer), optimizer.window_length not in (None, 1)
@@ -67,7 +67,7 @@ def commit(
     old, factors = (params, told), [*unscale, *clip]
     (new_params, new), fits = update_if(ok, _update, _fits, old, optimizer, grads, factors, lazily=accumulates)
     skipped = optimizer.skip(new, why)
-    new_state = new if skipped is new else select(ok, new, skipped)
+    new_state = optimizer.tell(new if skipped is new else select(ok, new, skipped), None)
 
     verdict = jnp.maximum(window.verdict, jnp.where(fits, why, BAD_INPUT))
     success = verdict == 0

@@ -1,6 +1,7 @@
 """What a trainer says of itself and for its optimizer."""
 
 import abc
+import math
 from typing import Any
 
 from mithril_opt.core.numerics import scalar_f32
@@ -67,7 +68,9 @@ class Readings(abc.ABC):
 
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
         """Why `clip_norm` has no effect; None if it has one, or is not given."""
-        return None if self.clip_norm is None else scale_does_not_matter(leaves)
+        if self.clip_norm is None:
+            return None
+        return "its bound is infinite" if float(self.clip_norm) == math.inf else scale_does_not_matter(leaves)
 
     def updates_in(self, total_steps: int) -> int:
         """`total_steps`."""

@@ -17,7 +17,7 @@ from mithril_opt.core.fields import count, number, same_as, static
 from mithril_opt.core.norm import norm_of
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.pytree import check_numbers, pytree, set_field
-from mithril_opt.core.state import Seen, misuse
+from mithril_opt.core.state import misuse
 from mithril_opt.core.tree import agree, overlay, trained
 from mithril_opt.core.typing import Array, PyTree, Scalar
 from mithril_opt.mixed_precision.backward import Pullback, check_argnums, check_loss, cotangents, loss_aux_and_grads
@@ -87,7 +87,7 @@ class MixedPrecisionTrainer(Readings):
     loss_scale: Scalar = same_as(LossScale, "initial", default=2.0**15)
     dynamic_loss_scaling: bool = same_as(LossScale, "dynamic", default=True)
     policy: Any = static(default="float16")
-    clip_norm: Scalar | None = number(default=None, minimum=0, optional=True)
+    clip_norm: Scalar | None = number(default=None, minimum=0, optional=True, infinite=True)
     growth_factor: Scalar = same_as(LossScale, "growth_factor", default=2.0)
     backoff_factor: Scalar = same_as(LossScale, "backoff_factor", default=0.5)
     growth_interval: int | Array = same_as(LossScale, "growth_interval", default=2000)
@@ -122,7 +122,7 @@ class MixedPrecisionTrainer(Readings):
 
     def init(self, params: PyTree) -> TrainerState:
         """The state before the first step."""
-        return TrainerState(self.optimizer.tell(self.optimizer.init(params), Seen.nothing()), self.scaling.init())
+        return TrainerState(self.optimizer.init(params), self.scaling.init())
 
     def forward(self, params: PyTree, state: TrainerState, inputs: PyTree) -> tuple[PyTree, Pullback]:
         """The model's outputs, and what `backward_and_update` needs.

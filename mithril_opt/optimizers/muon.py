@@ -124,20 +124,21 @@ class Muon(LeafOptimizer):
     def share(
         self, rules: list[Any], params: list[Array], grads: list[Array], slots: list[PyTree], shared: PyTree, t: Array
     ) -> tuple[PyTree, list[PyTree]]:
-        """O of every leaf."""
-        us = [rule._momentum(grad, own)[0] for rule, grad, own in zip(rules, grads, slots, strict=True)]
-        matrices = [as_matrices(u, rule.matrix_axes) for rule, u in zip(rules, us, strict=True)]
+        """O and the new m of every leaf."""
+        momenta = [rule._momentum(grad, own) for rule, grad, own in zip(rules, grads, slots, strict=True)]
+        matrices = [as_matrices(u, rule.matrix_axes) for rule, (u, _) in zip(rules, momenta, strict=True)]
         orthogonal = orthogonalize(matrices, self.ns_coefficients, self.ns_steps, self.ns_dtype, self.ns_sharding)
-        rows = zip(orthogonal, rules, us, strict=True)
-        return shared, [from_matrices(o, rule.matrix_axes, u.shape) for o, rule, u in rows]
+        rows = zip(orthogonal, rules, momenta, strict=True)
+        return shared, [(from_matrices(o, rule.matrix_axes, m.shape), m) for o, rule, (_, m) in rows]
 
     def update_leaf(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, param: Array, grad: Array, slots: MuonSlots, t: Array, o: Array
+        self, param: Array, grad: Array, slots: MuonSlots, t: Array, given: tuple[Array, Array]
     ) -> tuple[Array, MuonSlots]:
+        o, m = given
         direction = self._scale(param.shape) * o
         if self.weight_decay is not None:
             direction = direction + self.weight_decay * param
-        return self.learning_rate * direction, MuonSlots(mu=self._momentum(grad, slots)[1])
+        return self.learning_rate * direction, MuonSlots(mu=m)
 
     def _momentum(self, grad: Array, slots: MuonSlots) -> tuple[Array, Array]:
         """u, and the new m."""
@@ -154,9 +155,11 @@ class Muon(LeafOptimizer):
 
 
 # Words of a path by which a leaf is known that is no hidden matrix.
-_EMBEDDING = re.compile("embed|^(wte|wpe|emb|posemb)$")
-_HEAD = re.compile("^(head|lmhead|logits?|lora)$")
-_VECTOR = re.compile("norm$|^(bias|scale|offset|ln)$")
+_EMBEDDING = re.compile("embed|^(wte|wpe|embs?|posemb|pos|posenc)$|^position(?!wise)")
+_HEAD = re.compile("^(heads?|lmheads?|logits?|lora)$")
+_VECTOR = re.compile("norms?$|^(bias|biases|scales?|offsets?|ln)$")
+# What is one word, though it is written as two.
+_ONE_WORD = re.compile("(multi|attn|attention|position)_(?=heads?|wise)")
 # What Haiku and others call a bias or a scale; in the middle of a path these are names of anything.
 _LAST = re.compile("^(b|beta|gamma)$")
 
@@ -165,9 +168,9 @@ def hidden_matrices(path: str, leaf: Any) -> bool:
     """Whether a leaf is a matrix inside a model, one for `Muon` or `SOAP`: a group of a `MultiOptimizer`.
 
     It has at least two axes, and no word of its path says embedding, position, head, logits, low-rank adapter, bias, scale or
-    norm. Words are what underscores, digits and other signs separate: `lm_head` and `Embed_0` are found, `multi_head_attention`
-    and `MultiHeadDotProductAttention_0` are not. A scanned bias is a bias though it has two axes. An output layer of another
-    name (`Dense_3`, say) must be told by you: look at `describe`.
+    norm. Words are what underscores, digits and other signs separate: `lm_head` and `Embed_0` are found, `position_wise_mlp`,
+    `multi_head_attention` and `MultiHeadDotProductAttention_0` are not. A scanned bias is a bias though it has two axes. An
+    output layer of another name (`Dense_3`, say) must be told by you: look at `describe`.
 
     Args:
         path: the path of the leaf, "decoder/layers_0/kernel".
@@ -182,7 +185,7 @@ def hidden_matrices(path: str, leaf: Any) -> bool:
         >>> [hidden_matrices(path, jnp.ones((2, 2))) for path in ("mlp/Dense_0/kernel", "embed/kernel", "lm_head/kernel")]
         [True, False, False]
     """
-    words = re.split("[^a-z]+", path.lower().replace("multi_head", "multihead"))
+    words = re.split("[^a-z]+", _ONE_WORD.sub(r"\1", path.lower()))
     last = next((word for word in reversed(words) if word), "")
     known = any(pattern.search(word) for word in words for pattern in (_EMBEDDING, _HEAD, _VECTOR))
     return np.ndim(leaf) >= 2 and not known and not _LAST.search(last)

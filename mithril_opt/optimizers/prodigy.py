@@ -67,8 +67,11 @@ class Prodigy(LeafOptimizer):
     `state.shared.d` is d. As long as all gradients are zero, d stays where it is.
 
     d grows with the distance p₀ − p. Parameters of 16 bits do not move by the first steps of 1e-6, so that it would never grow:
-    they are refused; keep them in float32. Groups of a `MultiOptimizer` with a Prodigy each have a d each. A gradient that is
-    clipped by its norm is another gradient for d, too. Complex parameters are refused.
+    they are refused; keep them in float32, or as bfloat16 in `Round`. Groups of a `MultiOptimizer` with a Prodigy each have a d
+    each. A gradient that is clipped by its norm is another gradient for d, too. Complex parameters are refused.
+
+    Where d g is above 1e18, v is infinite, and its element stays where it is from then on. Where it is below 1e-18, which is
+    |g| < 1e-12 at the start, v is 0, and with ε = 0 nothing moves.
 
     Args:
         learning_rate: η ≥ 0, a factor.
@@ -175,6 +178,12 @@ class Prodigy(LeafOptimizer):
             direction = direction + self.weight_decay * param
         step = gamma * direction
         return step, ProdigySlots(m, v, self._s(grad, slots, d, gamma), slots.displacement + step)
+
+    def owns_updates(self, changer: str) -> str:
+        return (
+            "Prodigy estimates d from the way that its very updates have come: write a MultiOptimizer, whose groups have a "
+            "Prodigy each, or other rules"
+        )
 
     def get_learning_rate(self, state: OptState) -> Array:
         """γ, the size of the steps of the next update: η times d, and corrected for the start with `bias_correction`."""

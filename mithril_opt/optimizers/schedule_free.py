@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from mithril_opt.core import slots as storage
-from mithril_opt.core.averaging import Averaging, average, follow, is_narrow
 from mithril_opt.core.fields import DecayRateOrSchedule, ScalarOrSchedule, decay_rate, number, shown, static
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.numerics import abs_sq, ema, real_zeros, safe_divide, safe_sqrt, widest_real
 from mithril_opt.core.pytree import pytree, with_fields
+from mithril_opt.core.schedule_free import Averaging, Weights, average, follow, is_narrow
 from mithril_opt.core.state import OptState, check_state, exported
 from mithril_opt.core.tree import leaves_with_paths, overlay, trained
 from mithril_opt.core.typing import Array, DecayMask, PyTree
@@ -27,10 +27,9 @@ class ScheduleFreeSlots(NamedTuple):
 
 @exported
 class ScheduleFreeShared(NamedTuple):
-    """The sum of the weights, the largest rate so far, and the β₁ that y was made with, None where every x is kept."""
+    """The weights of the points so far, and the β₁ that y was made with, None where every x is kept."""
 
-    weight_sum: Array
-    max_rate: Array
+    weights: Weights
     beta1: Array | None
 
 
@@ -58,17 +57,15 @@ class ScheduleFreeRule(LeafOptimizer):
     def init_shared(self, params: PyTree) -> ScheduleFreeShared:
         dtype = widest_real(params)
         beta1 = None if self.keep_x else jnp.asarray(self.beta1.value, dtype)
-        return ScheduleFreeShared(jnp.zeros((), dtype), jnp.zeros((), dtype), beta1)
+        return ScheduleFreeShared(Weights.of_nothing(dtype), beta1)
 
     def share(
         self, rules: list[Any], params: list[Array], grads: list[Array], slots: list[PyTree], shared: PyTree, t: Array
     ) -> tuple[ScheduleFreeShared, list[Averaging]]:
-        dtype, before = shared.max_rate.dtype, shared.beta1
-        rate = jnp.maximum(shared.max_rate, self.learning_rate)
-        weight = t.astype(dtype) ** self.r * rate**self.weight_lr_power
-        weight_sum, beta1 = shared.weight_sum + weight, None if before is None else jnp.asarray(self.beta1.value, dtype)
-        averaging = Averaging(safe_divide(weight, weight_sum), 0.0 if before is None else (before - beta1) / before)
-        return ScheduleFreeShared(weight_sum, rate, beta1), [averaging] * len(grads)
+        c, weights = shared.weights.with_point(t, self.learning_rate, self.r, self.weight_lr_power)
+        before, beta1 = shared.beta1, None if shared.beta1 is None else jnp.asarray(self.beta1.value, c.dtype)
+        averaging = Averaging(c, 0.0 if before is None else (before - beta1) / before)
+        return ScheduleFreeShared(weights, beta1), [averaging] * len(grads)
 
     def _follow(self, y: Array, g: Array, slots: ScheduleFreeSlots, averaging: Averaging) -> tuple[Array, ScheduleFreeSlots]:
         """The step of y when z follows ĝ, and the new slots."""
@@ -83,6 +80,10 @@ class ScheduleFreeRule(LeafOptimizer):
         ys, structure = jax.tree.flatten(own)
         xs = [average(y, row.z, row.x, state.shared.beta1) for y, row in zip(ys, rows, strict=True)]
         return overlay(params, structure.unflatten(xs), params)
+
+    def owns_updates(self, changer: str) -> str:
+        name = type(self).__name__
+        return f"{name} tells x from y and z, which move by its very updates: write ScheduleFree({changer}(...))"
 
     def reads(self) -> str:
         return "the averages x"
@@ -101,6 +102,8 @@ class ScheduleFreeAdamW(ScheduleFreeRule):
     There are three points. The parameters are y, where gradients are taken; z moves; and x, the average, is what to evaluate
     and to export: `optimizer.eval_params(params, state)`. Averages of batch normalization belong to y: run some batches with x
     before evaluating.
+
+    A gradient above 1e18 leaves v infinite, and its element of z where it is from then on; x and y near it.
 
     The rate does not decay, but a warm-up helps. Its first value should not be 0, which would waste an update: a warm-up of W
     steps is `LinearWarmupScheduler(W - 1, rate / W, rate)`.
@@ -166,7 +169,7 @@ class ScheduleFreeSGD(ScheduleFreeRule):
         y ← β₁ x + (1 − β₁) z
 
     The parameters are y; `eval_params` are x. β₁ takes the place of momentum, and rates are larger than those of SGD with it.
-    All else is as in `ScheduleFreeAdamW`.
+    It squares no gradient, so that one above 1e18 is a step like any other. All else is as in `ScheduleFreeAdamW`.
 
     Args:
         learning_rate: η ≥ 0.

@@ -68,6 +68,9 @@ class SOAP(LeafOptimizer):
     state is 8 bytes for a parameter, and 8 more for every element of the Lᵢ: 24 in all for a square matrix. Where Lᵢ is
     singular (an axis longer than all others together), the eigenvectors to 0 are arbitrary, and machines differ.
 
+    A gradient above about 1e18 leaves v infinite, and the directions of the eigenbasis in which it is so where they are from
+    then on; Lᵢ takes no part of a gradient whose Gᵢ is not finite.
+
     Args:
         learning_rate: η ≥ 0.
         beta1: β₁ in [0, 1), the decay rate of the first moment.
@@ -147,16 +150,16 @@ class SOAP(LeafOptimizer):
             (vectors,) = together(eigenvectors, ls)
             return [jnp.where(own == 1, new, q) for own, new, q in zip(k, vectors, qs, strict=True)]
 
-        def turned(moments: list[Any], qs: list[Array]) -> tuple[list[Any], list[Array]]:
+        def renewed(moments: list[Any], qs: list[Array]) -> tuple[list[Any], list[Array]]:
             new, orders = together(improved, ls, qs)
             columns = (structure.unflatten(column) for column in (new, qs, orders))
             rows = zip(rules, slots, moments, *columns, strict=True)
-            turned = [rule._turned(self._due(own.seen), *mine, *row) for rule, own, mine, *row in rows]
-            return turned, [jnp.where(self._due(own), q, old) for own, q, old in zip(k, new, qs, strict=True)]
+            moments = [rule._turned(self._due(own.seen), *mine, *row) for rule, own, mine, *row in rows]
+            return moments, [jnp.where(self._due(own), q, old) for own, q, old in zip(k, new, qs, strict=True)]
 
         qs = jax.lax.cond(jnp.any(jnp.stack(k) == 1), found, lambda qs: qs, jax.tree.leaves(bases))
         moments = [(own.mu, own.nu) for own in slots]
-        moments, qs = jax.lax.cond(jnp.any(self._due(jnp.stack(k))), turned, lambda *same: same, moments, qs)
+        moments, qs = jax.lax.cond(jnp.any(self._due(jnp.stack(k))), renewed, lambda *same: same, moments, qs)
         return [(m, v, basis) for (m, v), basis in zip(moments, structure.unflatten(qs), strict=True)]
 
     def _due(self, k: Array) -> Array:
@@ -166,8 +169,9 @@ class SOAP(LeafOptimizer):
     def _turned(self, due: Array, m: Array, v: Array, new: Bases, old: Bases, orders: Bases) -> tuple[Array, Array]:
         """The moments in new bases."""
         count = len(self._axes(m.ndim)[0])
-        turned = self._in_place(rotate(self._layers(m), turns(new, old), count), m)
-        return jnp.where(due, turned, m), jnp.where(due, self._in_place(reorder(self._layers(v), orders, count), v), v)
+        new_m = self._in_place(rotate(self._layers(m), turns(new, old), count), m)
+        new_v = self._in_place(reorder(self._layers(v), orders, count), v)
+        return jnp.where(due, new_m, m), jnp.where(due, new_v, v)
 
     def update_leaf(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, param: Array, grad: Array, slots: SOAPSlots, t: Array, given: tuple[Array, Array, Bases]
@@ -186,7 +190,7 @@ class SOAP(LeafOptimizer):
         if outer is not None:
             beta = self.beta2 if self.shampoo_beta is None else self.shampoo_beta
             averages = zip(outer, outer_products(layers, qs, count), strict=True)
-            outer = tuple(None if x is None or y is None else ema(beta, x, y) for x, y in averages)
+            outer = tuple(None if x is None or y is None else _if_finite(ema(beta, x, y), x) for x, y in averages)
         step = jnp.where(first, 0, self.learning_rate * direction)
         return step, SOAPSlots(m, v, outer, None if outer is None else qs, saturating_increment(slots.seen))
 
@@ -204,3 +208,8 @@ class SOAP(LeafOptimizer):
         """The inverse of `_layers`, sharded like the parameter `like`."""
         units, own = self._axes(layers.ndim)
         return placed_like(layers.transpose(np.argsort([*units, *own])), like)
+
+
+def _if_finite(new: Array, old: Array) -> Array:
+    """Each of the matrices `new` that is finite, and the `old` one where it is not: one bad L would spoil Q for ever."""
+    return jnp.where(jnp.all(jnp.isfinite(new), axis=(-2, -1), keepdims=True), new, old)

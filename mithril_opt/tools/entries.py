@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mithril_opt.core.slots import parameter_of_each_leaf
+from mithril_opt.core.slots import belonging
 from mithril_opt.core.state import OptState
 from mithril_opt.core.tree import leaves_with_paths, trained
 from mithril_opt.core.typing import PyTree
@@ -77,7 +77,7 @@ def _inside(optimizer: Any, params: PyTree, state: Any, around: tuple[type, ...]
         for own, own_params, part in optimizer.parts(params, state):
             yield from _inside(own, own_params, part, around, timed=isinstance(part, OptState))
     elif isinstance(optimizer, Wrapper | MixedPrecisionTrainer):
-        inner = optimizer.inner(state) if isinstance(optimizer, Wrapper) else _trained_state(state)
+        inner = optimizer.inner(state) if isinstance(optimizer, Wrapper) else trained_state(state)
         if inner is not state:
             yield from _of_wrapper(optimizer, params, state, around)
             around = (*around, type(state))
@@ -87,7 +87,8 @@ def _inside(optimizer: Any, params: PyTree, state: Any, around: tuple[type, ...]
         yield from _of_rule(optimizer, params, state)
 
 
-def _trained_state(state: Any) -> Any:
+def trained_state(state: Any) -> Any:
+    """The state of the optimizer in that of its trainer."""
     check_made_by(state, TrainerState, "state", "init")
     return state.optimizer
 
@@ -130,8 +131,7 @@ def _of_rule(rule: Any, params: PyTree, state: Any) -> Iterator[Entry]:
 def _slots(tree: PyTree, params: PyTree) -> Iterator[tuple[str, _Named, str | None, Any]]:
     """The leaves of `tree`: the name of the slot, the leaf, and the path of its parameter and this itself; or None and None."""
     leaves = leaves_with_paths(params)
-    positions = parameter_of_each_leaf(tree, params)
-    for (name, named), position in zip(leaves_with_paths(tree), positions, strict=True):
+    for (name, named), (_, position, _) in zip(leaves_with_paths(tree), belonging(tree, params), strict=True):
         path, param = (None, None) if position is None else leaves[position]
         yield _without(name, path or ""), named, path, param
 

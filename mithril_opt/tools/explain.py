@@ -12,6 +12,8 @@ from mithril_opt.core.table import Table
 from mithril_opt.core.tree import leaves_with_paths, listed
 from mithril_opt.core.typing import PyTree
 from mithril_opt.tools.plan import Leaf, Plan, sentences, the_leaves, wrappers_without_effect
+from mithril_opt.wrappers.round import Round
+from mithril_opt.wrappers.schedule_free import ScheduleFree
 
 COLUMNS = ("path", "shape", "dtype", "group", "optimizer", "rate at start", "peak", "end", "decay", "state bytes")
 
@@ -22,8 +24,8 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     The table prints itself. Below its rows it says what is around the rules: what clips which gradients, which parameters
     `eval_params` are. It warns of a warm-up that is longer than the run, or that ends at another rate than what follows begins
     with; of a wrapper without effect, as a clip before a rule that takes the sign; of a decayed bias or norm scale, decay on an
-    embedding, a rate that cannot move weights kept in bfloat16 or float16, and what a rule itself finds wrong with its
-    rate (a `Lion` with Adam's rate); and if nothing trains.
+    embedding, a momentum inside `ScheduleFree`, a rate that cannot move weights kept in bfloat16 or float16, and what a rule
+    itself finds wrong with its rate (a `Lion` with Adam's rate); and if nothing trains.
 
     Args:
         optimizer: any optimizer, or a `MixedPrecisionTrainer`.
@@ -47,12 +49,13 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
         bias  (2,)    float32  -      AdamW              0.001  0.001  0.001   0.01           24
         w     (2, 2)  float32  -      AdamW              0.001  0.001  0.001   0.01           48
         6 parameters, 72 bytes of state, 100 steps
-        all parameters: eval_params are their moving average, decay 0.999
         all parameters: gradients clipped to a norm of 1 together
+        all parameters: eval_params are their moving average, decay 0.999
         warning: a bias or a norm scale should not decay: bias
     """
-    if not isinstance(total_steps, int) or not 1 <= total_steps < 2**31:
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int | np.integer) or not 1 <= total_steps < 2**31:
         raise ValueError(f"total_steps must be an integer from 1 to 2147483647, got {total_steps!r}")
+    total_steps = int(total_steps)
     leaves = the_leaves(optimizer, params, total_steps)
     rows, known = [_row(leaf) for leaf in leaves], {leaf.path for leaf in leaves}
     count, size = sum(int(np.prod(row[1])) for row in rows), sum(leaf.state_bytes for leaf in leaves)
@@ -118,11 +121,18 @@ def _warnings_of_leaf(leaf: Leaf, others_train: bool) -> Iterator[tuple[str, str
             yield "decay on an embedding makes the rows that are rarely used fade", leaf.path
         elif jnp.ndim(array) < 2 or last in ("bias", "scale", "offset"):
             yield "a bias or a norm scale should not decay", leaf.path
+    if any(isinstance(wrapper, ScheduleFree) for wrapper, _ in leaf.around) and _has_momentum(leaf.plan):
+        yield f"ScheduleFree is in the place of a momentum, and {type(leaf.plan.owner).__name__} has one", leaf.path
     rate = 0.0 if leaf.rates is None else float(leaf.rates.max())
-    if leaf.plan.owner.unit_steps and rate and _too_large_for(rate, array):
-        dtype = str(array.dtype)
-        text = f"a rate of at most {rate:.2g} is rounded away in {dtype} weights of this size; keep them in float32"
-        yield text, leaf.path
+    stored = any(isinstance(wrapper, Round) for wrapper, _ in leaf.around)
+    if leaf.plan.owner.unit_steps and rate and not stored and _too_large_for(rate, array):
+        why = f"a rate of at most {rate:.2g} is rounded away in {array.dtype} weights of this size"
+        yield f"{why}; keep them in float32, or as bfloat16 in Round", leaf.path
+
+
+def _has_momentum(plan: Plan) -> bool:
+    numbers = (getattr(plan.owner, name, None) for name in ("momentum", "beta", "beta1"))
+    return any(number is not None and plan.largest(number) > 0 for number in numbers)
 
 
 def _too_large_for(rate: float, leaf: Any) -> bool:

@@ -13,7 +13,8 @@ from mithril_opt.core.table import Table
 from mithril_opt.core.tree import describe_leaf, leaves_with_paths, listed, trained
 from mithril_opt.core.typing import PyTree
 from mithril_opt.interop.state_dict import placed
-from mithril_opt.tools.entries import CLOCK, Entry, entries_of, outer_clock
+from mithril_opt.mixed_precision.trainer import MixedPrecisionTrainer
+from mithril_opt.tools.entries import CLOCK, Entry, entries_of, outer_clock, trained_state
 from mithril_opt.tools.matches import GONE, UNUSED, Match, Matcher, Side
 from mithril_opt.tools.renames import Rename, renamed
 
@@ -106,16 +107,35 @@ def migrate(
         fresh         2  average/embed, average/head                                               the old state has none
         note: fresh moments on a clock at 1, which makes the first steps too large: embed, extra
     """
-    # A state that is stored in another form is to be unpacked here, and the new one packed at the end.
-    old = _side(optimizer, params, state)
-    _check_state(old, _side(optimizer, params, jax.eval_shape(optimizer.init, trained(params))))
-    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((state, new_params)))
+    old = _side(optimizer, params, _unpacked(optimizer, state))
+    _check_state(old, _side(optimizer, params, _unpacked(optimizer, jax.eval_shape(optimizer.init, trained(params)))))
+    abstract = _is_abstract((state, new_params))
     template = jax.eval_shape(new_optimizer.init, trained(new_params)) if abstract else new_optimizer.init(new_params)
+    template = _unpacked(new_optimizer, template)
     new, names = _side(new_optimizer, new_params, template), renamed(rename, old.shapes)
     matches = Matcher(old, new, names).matches()
     _check_windows(old, matches)
     leaves = [match.entry.leaf if abstract else _filled(match) for match in matches]
-    return jax.tree.unflatten(jax.tree.structure(template), leaves), _report(old, new, names, matches)
+    migrated = _packed(new_optimizer, jax.tree.unflatten(jax.tree.structure(template), leaves))
+    return migrated, _report(old, new, names, matches)
+
+
+def _is_abstract(tree: PyTree) -> bool:
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
+def _unpacked(optimizer: Any, state: Any) -> Any:
+    """`state` with slots as the rules compute with them, whatever they are stored in."""
+    if isinstance(optimizer, MixedPrecisionTrainer):
+        return state._replace(optimizer=_unpacked(optimizer.optimizer, trained_state(state)))
+    return jax.eval_shape(optimizer.unpack, state) if _is_abstract(state) else optimizer.unpack(state)
+
+
+def _packed(optimizer: Any, state: Any) -> Any:
+    """`state` as `optimizer` stores it."""
+    if isinstance(optimizer, MixedPrecisionTrainer):
+        return state._replace(optimizer=_packed(optimizer.optimizer, state.optimizer))
+    return jax.eval_shape(optimizer.pack, state) if _is_abstract(state) else optimizer.pack(state)
 
 
 def _side(optimizer: Any, params: PyTree, state: PyTree) -> Side:

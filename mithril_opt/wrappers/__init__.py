@@ -15,9 +15,12 @@ from mithril_opt.wrappers.frozen import Frozen as Frozen
 from mithril_opt.wrappers.lookahead import Lookahead as Lookahead
 from mithril_opt.wrappers.lookahead import LookaheadState as LookaheadState
 from mithril_opt.wrappers.multi import MultiOptimizer as MultiOptimizer
+from mithril_opt.wrappers.quantize import Quantize as Quantize
 from mithril_opt.wrappers.record import Record as Record
 from mithril_opt.wrappers.record import RecordState as RecordState
 from mithril_opt.wrappers.record import read_record as read_record
+from mithril_opt.wrappers.round import Round as Round
+from mithril_opt.wrappers.round import RoundState as RoundState
 from mithril_opt.wrappers.sam import SAM as SAM
 from mithril_opt.wrappers.scale_rate import ScaleRate as ScaleRate
 from mithril_opt.wrappers.scale_rate import layer_decay as layer_decay

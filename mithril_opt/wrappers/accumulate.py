@@ -113,11 +113,11 @@ class Accumulate(StatefulWrapper):
         # Beside groups that make an update in each call this one keeps time by its windows.
         return super().with_step(state, step) if self.every == 1 else state
 
-    def tell(self, state: AccumulateState, seen: Seen) -> AccumulateState:
+    def tell(self, state: AccumulateState, seen: Seen | None) -> AccumulateState:
         """The same: what was seen of one gradient says nothing of the mean."""
         return state
 
-    def clips(self, state: AccumulateState, norm: Array) -> Array:
+    def clips(self, state: AccumulateState, seen: Seen) -> Array:
         return jnp.bool(False)
 
     def skip(self, state: AccumulateState, verdict: Array) -> AccumulateState:

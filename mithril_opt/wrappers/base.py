@@ -1,7 +1,6 @@
 """What a wrapper is: an optimizer in, an optimizer out. Everything is forwarded; a wrapper defines what it changes."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -12,11 +11,11 @@ from mithril_opt.core.branch import update_if
 from mithril_opt.core.fields import Number, rule_of
 from mithril_opt.core.numerics import compute_dtype
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
-from mithril_opt.core.pytree import check_numbers, set_field, with_fields
+from mithril_opt.core.pytree import check_numbers, numbers_are_sound, set_field, with_fields
 from mithril_opt.core.schedule import as_schedule
 from mithril_opt.core.slots import fresh
 from mithril_opt.core.state import Seen, Window, check_state
-from mithril_opt.core.tree import map_leaves, overlay, trained, trains
+from mithril_opt.core.tree import map_leaves, overlay, trained
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.core.updates import apply_updates, moved, plain
 
@@ -75,9 +74,19 @@ class Wrapper(Optimizer):
         return updates, self.with_inner(state, inner)
 
     def inner_updates(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
-        """What `compute_updates` of the inner optimizer returns, the updates as arrays or None, for a wrapper to change."""
+        """What `compute_updates` of the inner optimizer returns, the updates as arrays or None, for a wrapper to change.
+
+        Raises:
+            ValueError: the inner optimizer counts on the parameters moving by its very updates.
+        """
+        self.check_updates_may_change()
         updates, state = Wrapper.compute_updates(self, params, grads, state, **extra_args)
         return plain(updates), state
+
+    def check_updates_may_change(self) -> None:
+        """Raise a ValueError if the inner optimizer counts on the parameters moving by its very updates."""
+        if (why := self.optimizer.owns_updates(type(self).__name__)) is not None:
+            raise ValueError(f"{type(self).__name__}: {why}")
 
     def get_learning_rate(self, state: Any) -> Any:
         return self.optimizer.get_learning_rate(self.inner(state))
@@ -119,6 +128,10 @@ class Wrapper(Optimizer):
         return self.optimizer.takes_extra_args
 
     @property
+    def owns_addition(self) -> bool:
+        return self.optimizer.owns_addition
+
+    @property
     def window_length(self) -> int | None:
         return self.optimizer.window_length
 
@@ -128,19 +141,27 @@ class Wrapper(Optimizer):
     def skip(self, state: Any, verdict: Array) -> Any:
         return self.with_inner(state, self.optimizer.skip(self.inner(state), verdict))
 
-    def ready(self, state: Any) -> Array:
-        numbers = [x for x in jax.tree.leaves(with_fields(self.numbers(state), optimizer=None)) if trains(x)]
-        sound = [~jnp.any(jnp.isnan(x)) for x in numbers]  # a bound may well be infinite
-        return functools.reduce(jnp.logical_and, sound, self.optimizer.ready(self.inner(state)))
+    def ready(self, state: Any, params: PyTree) -> Array:
+        own = with_fields(self.numbers(state), optimizer=None)
+        return numbers_are_sound(own) & self.optimizer.ready(self.inner(state), params)
 
-    def tell(self, state: Any, seen: Seen) -> Any:
+    def tell(self, state: Any, seen: Seen | None) -> Any:
         return self.with_inner(state, self.optimizer.tell(self.inner(state), seen))
 
     def recorded(self, state: Any) -> Any:
         return self.optimizer.recorded(self.inner(state))
 
-    def clips(self, state: Any, norm: Array) -> Array:
-        return self.optimizer.clips(self.inner(state), norm)
+    def clips(self, state: Any, seen: Seen) -> Array:
+        return self.optimizer.clips(self.inner(state), seen)
+
+    def unpack(self, state: Any) -> Any:
+        return self.with_inner(state, self.optimizer.unpack(self.inner(state)))
+
+    def pack(self, state: Any) -> Any:
+        return self.with_inner(state, self.optimizer.pack(self.inner(state)))
+
+    def owns_updates(self, changer: str) -> str | None:
+        return self.optimizer.owns_updates(changer)
 
     def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
         return self.optimizer.drop_frozen(params, grads)

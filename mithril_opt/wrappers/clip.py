@@ -1,6 +1,7 @@
 """Clipping as part of an optimizer."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -11,10 +12,11 @@ from mithril_opt.core.fields import number
 from mithril_opt.core.numerics import scalar_f32
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
+from mithril_opt.core.state import Seen
 from mithril_opt.core.tree import widen
 from mithril_opt.core.typing import Array, PyTree, Scalar
 from mithril_opt.wrappers.base import Wrapper
-from mithril_opt.wrappers.words import in_digits, scale_does_not_matter
+from mithril_opt.wrappers.words import constant, in_digits, scale_does_not_matter
 
 
 @pytree
@@ -27,7 +29,7 @@ class Clip(Wrapper):
 
     Args:
         optimizer: the inner optimizer.
-        clip_norm: bound for the global norm of the leaves that train, ≥ 0, or its schedule.
+        clip_norm: bound for the global norm of the leaves that train, ≥ 0, or its schedule; an infinite one clips nothing.
         clip_value: bound for every element, ≥ 0, or its schedule.
 
     Raises:
@@ -45,18 +47,19 @@ class Clip(Wrapper):
 
     optimizer: Optimizer
     _: dataclasses.KW_ONLY
-    clip_norm: Scalar | None = number(default=None, minimum=0, optional=True)
-    clip_value: Scalar | None = number(default=None, minimum=0, optional=True)
+    clip_norm: Scalar | None = number(default=None, minimum=0, optional=True, infinite=True)
+    clip_value: Scalar | None = number(default=None, minimum=0, optional=True, infinite=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.clip_norm is None) == (self.clip_value is None):
             raise ValueError(f"Clip: give exactly one of clip_norm and clip_value, got {self.clip_norm!r}, {self.clip_value!r}")
 
-    def clips(self, state: Any, norm: Array) -> Array:
+    def clips(self, state: Any, seen: Seen) -> Array:
         bound = self.numbers(state).clip_norm
-        own = jnp.bool(False) if bound is None else (norm > scalar_f32(bound)) & jnp.isfinite(norm)
-        return own | super().clips(state, norm)
+        if bound is None:
+            return jnp.bool(False)  # whatever clips inside sees other gradients
+        return ((seen.norm > scalar_f32(bound)) & (seen.bad_leaf < 0)) | super().clips(state, seen)
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
         # In float32 or wider, as whatever comes next computes.
@@ -71,4 +74,7 @@ class Clip(Wrapper):
         return f"gradients clipped to a norm of {in_digits(self.clip_norm)} together"
 
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
+        bound = self.clip_value if self.clip_norm is None else self.clip_norm
+        if constant(bound) == math.inf:
+            return "its bound is infinite"
         return None if self.clip_norm is None else scale_does_not_matter(leaves)

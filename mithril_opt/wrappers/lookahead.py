@@ -51,7 +51,8 @@ class Lookahead(StatefulWrapper):
         alpha: α in [0, 1], or its schedule.
 
     Raises:
-        ValueError: `every` or `alpha` is out of its range.
+        ValueError: `every` or `alpha` is out of its range, or the state of `optimizer` counts on its very updates, as that of
+            Schedule-Free, Prodigy and `Round` does.
         TypeError: `optimizer` is no `Optimizer`.
 
     Example:
@@ -70,6 +71,10 @@ class Lookahead(StatefulWrapper):
     optimizer: Optimizer
     every: int | Array = steps(default=6)
     alpha: ScalarOrSchedule = number(default=0.5, minimum=0, maximum=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_updates_may_change()
 
     @property
     def state_type(self) -> type:

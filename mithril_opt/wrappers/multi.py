@@ -11,7 +11,7 @@ from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.patterns import checked, matching
 from mithril_opt.core.pytree import pytree, set_field, with_fields
 from mithril_opt.core.slots import state_bytes
-from mithril_opt.core.state import OptState, Seen, Window, check_state
+from mithril_opt.core.state import OptState, Window, check_state
 from mithril_opt.core.table import Table
 from mithril_opt.core.tree import as_array, describe_leaf, leaves_with_paths, listed, only, overlay, trains
 from mithril_opt.core.typing import Array, PyTree
@@ -151,6 +151,21 @@ class MultiOptimizer(Optimizer):
         return any(optimizer.takes_extra_args for optimizer in self.optimizers.values())
 
     @property
+    def owns_addition(self) -> bool:
+        return any(optimizer.owns_addition for optimizer in self.optimizers.values())
+
+    def unpack(self, state: OptState) -> OptState:
+        check_state(self, state)
+        return _join(state.step, {name: own.unpack(_part(state, name)) for name, own in self.optimizers.items()})
+
+    def pack(self, state: OptState) -> OptState:
+        check_state(self, state)
+        return _join(state.step, {name: own.pack(_part(state, name)) for name, own in self.optimizers.items()})
+
+    def owns_updates(self, changer: str) -> str | None:
+        return next(filter(None, (optimizer.owns_updates(changer) for optimizer in self.optimizers.values())), None)
+
+    @property
     def window_length(self) -> int | None:
         every = (optimizer.window_length for optimizer in self.optimizers.values())
         lengths = {length for length in every if length is not None}
@@ -172,12 +187,10 @@ class MultiOptimizer(Optimizer):
     def skip(self, state: OptState, verdict: Array) -> OptState:
         return _join(state.step, {name: optimizer.skip(part, verdict) for name, optimizer, part in self._each(state)})
 
-    def ready(self, state: OptState) -> Array:
-        verdicts = (optimizer.ready(part) for _, optimizer, part in self._each(state))
+    def ready(self, state: OptState, params: PyTree) -> Array:
+        each = zip(self._each(state), self._split(params), strict=True)
+        verdicts = (optimizer.ready(part, own) for (_, optimizer, part), (own,) in each)
         return functools.reduce(jnp.logical_and, verdicts)
-
-    def tell(self, state: OptState, seen: Seen) -> OptState:
-        return _join(state.step, {name: optimizer.tell(part, seen) for name, optimizer, part in self._each(state)})
 
     def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
         parts = zip(self.optimizers.values(), self._split(params, grads), strict=True)

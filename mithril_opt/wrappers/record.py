@@ -55,7 +55,7 @@ class RecordState(NamedTuple):
         optimizer: the state of the inner optimizer.
         history: the last rows, in arrays as long as there is room, which are written in turn.
         rows: int32 scalar, how many have been written in all.
-        seen: what the trainer has seen of the gradients; None without a trainer.
+        seen: within a step of a trainer what that has seen of the gradients; else None.
 
     Example:
         >>> import jax.numpy as jnp
@@ -80,6 +80,9 @@ class Record(StatefulWrapper):
     and `Record(Clip(…))` shares the norm that clips. Put it outside of what clips. The record is in the state, so it survives
     a crash of the loop, goes into a checkpoint, and costs no transfer in the step; `read_record` makes a table of it,
     `plot_record` a picture. A skipped step changes nothing else, but is recorded, with the reason.
+
+    In a group of a `MultiOptimizer` it is about the gradients of that group as they reach it, and of what was skipped knows the
+    reason alone; around one it does not know what a `Clip` in a group does, nor what one behind other changes of the gradients.
 
     Args:
         optimizer: the inner optimizer.
@@ -121,7 +124,7 @@ class Record(StatefulWrapper):
         history = jax.tree.map(lambda value: jnp.zeros((self.size, *value.shape), value.dtype), empty)
         return RecordState(inner, history, jnp.zeros((), jnp.int32), None)
 
-    def tell(self, state: RecordState, seen: Seen) -> RecordState:
+    def tell(self, state: RecordState, seen: Seen | None) -> RecordState:
         return super().tell(state, seen)._replace(seen=seen)
 
     def compute_updates(
@@ -135,7 +138,7 @@ class Record(StatefulWrapper):
         return updates, self._written(after, self._row(inner, seen, *norms, verdict))
 
     def skip(self, state: RecordState, verdict: Array) -> RecordState:
-        seen = Seen.nothing() if state.seen is None else state.seen
+        seen = Seen.nothing()._replace(norm=jnp.float32(jnp.nan)) if state.seen is None else state.seen
         row = self._row(self.inner(state), seen, jnp.float32(0), jnp.float32(jnp.nan), verdict)
         return self._written(super().skip(state, verdict), row)
 
@@ -149,7 +152,7 @@ class Record(StatefulWrapper):
 
     def _row(self, inner: Any, seen: Seen, update_norm: Array, param_norm: Array, verdict: Array) -> Row:
         rates = [rate for _, rate in sorted(self.optimizer.learning_rates(inner).items())]
-        clipped = seen.clipped | self.optimizer.clips(inner, seen.norm)
+        clipped = seen.clipped | self.optimizer.clips(inner, seen)
         return Row(
             step=jnp.asarray(self.optimizer.clock(inner), jnp.int32),
             rates=jnp.stack(rates) if rates else None,
@@ -210,7 +213,10 @@ def found(optimizer: Any, state: Any) -> tuple[Record, RecordState]:
     """The outermost `Record` in `optimizer`, and its state."""
     pair = optimizer.recorded(state)
     if pair is None:
-        raise ValueError(f"{type(optimizer).__name__}: there is no Record around the optimizer, so nothing was written down")
+        raise ValueError(
+            f"{type(optimizer).__name__}: there is no Record around the optimizer, so nothing was written down; one in a "
+            "group is read with the optimizer of that group and its state, state.slots[name]"
+        )
     return pair
 
 

@@ -77,7 +77,9 @@ class SAM:
 
         return overlay(params, apply_updates(own, map_leaves(ascent, own, directions, own)), params)
 
-    def value_and_grad(self, loss_fn: Callable[..., Any], has_aux: bool = False, trainer: Any = None) -> Callable[..., Any]:
+    def value_and_grad(
+        self, loss_fn: Callable[..., Any], has_aux: bool = False, trainer: Any = None, micro_batches: int = 1
+    ) -> Callable[..., Any]:
         """The loss at p, and the gradient at p + ε.
 
         Args:
@@ -85,12 +87,19 @@ class SAM:
             has_aux: whether `loss_fn` returns `(loss, aux)`; that of p is returned.
             trainer: a `MixedPrecisionTrainer`, whose `value_and_grad` then does the work: the gradients are scaled for its
                 `update`, and frozen leaves are left out.
+            micro_batches: in how many pieces it takes the batch; the neighbour is that of the whole batch.
 
         Returns:
             A function `(params, *args, **kwargs)` that returns `loss, grads`, or `(loss, aux), grads`; with a trainer its
             state comes second. None is the gradient of what does not train.
+
+        Raises:
+            ValueError: `micro_batches` are given without a trainer.
         """
-        run = _value_and_grad(loss_fn, has_aux) if trainer is None else trainer.value_and_grad(loss_fn, has_aux=has_aux)
+        if trainer is None and micro_batches != 1:
+            raise ValueError(f"SAM: micro_batches are the trainer's; without one they must be 1, got {micro_batches!r}")
+        settings = dict(has_aux=has_aux, micro_batches=micro_batches)
+        run = _value_and_grad(loss_fn, has_aux) if trainer is None else trainer.value_and_grad(loss_fn, **settings)
 
         def wrapped(params: PyTree, /, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
             value, grads = run(params, *args, **kwargs)

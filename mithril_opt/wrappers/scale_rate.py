@@ -1,5 +1,6 @@
 """A learning rate for each leaf, without an optimizer for each."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -112,7 +113,8 @@ class ScaleRate(Wrapper):
             `(path, leaf) -> factor`, or what `layer_decay` returned.
 
     Raises:
-        ValueError: a factor is negative; on `update`, a leaf matches two patterns, or none matches a pattern.
+        ValueError: a factor is negative, or the state of `optimizer` counts on its very updates, as that of Schedule-Free,
+            Prodigy and `Round` does; on `update`, a leaf matches two patterns, or none matches a pattern.
         TypeError: `optimizer` is no `Optimizer`, or `factors` is nothing of the kind.
 
     Example:
@@ -129,6 +131,7 @@ class ScaleRate(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_updates_may_change()
         set_field(self, "factors", _factors(self.factors))
 
     def at(self, step: Any, schedules: PyTree = None) -> Self:
@@ -143,6 +146,11 @@ class ScaleRate(Wrapper):
         structure = jax.tree.structure(params)
         pairs = zip(structure.flatten_up_to(updates), factors, strict=True)
         return structure.unflatten([_scaled(update, factor) for update, factor in pairs]), state
+
+    def ready(self, state: Any, params: PyTree) -> Array:
+        factors = _at(self.factors.of(leaves_with_paths(params)), as_step(self.clock(state)))
+        finite = [jnp.all(jnp.isfinite(factor)) for factor in factors if factor is not None]
+        return functools.reduce(jnp.logical_and, finite, super().ready(state, params))
 
     def around(self, params: PyTree) -> list[tuple[Any, ...]]:
         factors = self.factors.of(leaves_with_paths(params))

@@ -5,15 +5,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mithril_opt.core.averaging import Averaging, average, follow, is_narrow
 from mithril_opt.core.fields import DecayRateOrSchedule, ScalarOrSchedule, decay_rate, number
-from mithril_opt.core.numerics import safe_divide, widest_real
+from mithril_opt.core.numerics import widest_real
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
+from mithril_opt.core.schedule_free import Averaging, Weights, average, follow, is_narrow
 from mithril_opt.core.slots import check_tree, fresh, start_at
 from mithril_opt.core.state import exported
 from mithril_opt.core.tree import map_leaves, overlay, placed_like, trained, widen
 from mithril_opt.core.typing import Array, PyTree
+from mithril_opt.core.updates import plain
 from mithril_opt.wrappers.base import StatefulWrapper, fresh_beside
 
 
@@ -25,8 +26,7 @@ class ScheduleFreeState(NamedTuple):
         optimizer: the state of the inner optimizer, whose parameters are z.
         z: the points that it moves, float32 or wider, a tree shaped like the parameters; None where nothing trains.
         x: their averages for parameters of 16 bits; None for the others, which tell them.
-        weight_sum: of the points so far; float32 or float64 scalar.
-        max_rate: the largest learning rate so far; None where all points weigh alike.
+        weights: those of the points so far, a few scalars.
         beta1: the β₁ that the parameters were made with.
 
     Example:
@@ -40,8 +40,7 @@ class ScheduleFreeState(NamedTuple):
     optimizer: Any
     z: PyTree
     x: PyTree
-    weight_sum: Array
-    max_rate: Array | None
+    weights: Weights
     beta1: Array
 
 
@@ -93,8 +92,8 @@ class ScheduleFree(StatefulWrapper):
     def init(self, params: PyTree) -> ScheduleFreeState:
         dtype, z = widest_real(trained(params)), fresh_beside(self, params, start_at)
         x = map_leaves(lambda z, leaf: fresh(start_at, leaf) if is_narrow(leaf) else None, params, z, params)
-        max_rate = None if self.weight_lr_power is None else jnp.zeros((), dtype)
-        state = ScheduleFreeState(self.optimizer.init(params), z, x, jnp.zeros((), dtype), max_rate, jnp.ones((), dtype))
+        weights = Weights.of_nothing(dtype, alike=self.weight_lr_power is None)
+        state = ScheduleFreeState(self.optimizer.init(params), z, x, weights, jnp.ones((), dtype))
         return state._replace(beta1=jnp.array(self.numbers(state).beta1.value, dtype))
 
     def compute_updates(
@@ -102,29 +101,32 @@ class ScheduleFree(StatefulWrapper):
     ) -> tuple[PyTree, ScheduleFreeState]:
         check_tree(params, state.z, "point z")
         own = self.numbers(state)
-        averaging, state = own._averaging(state)
-        updates, new = self.inner_updates(overlay(params, state.z, params), grads, state, **extra_args)
+        averaging, state = own._averaging(params, state)
+        updates, new = super().compute_updates(overlay(params, state.z, params), grads, state, **extra_args)
         structure = jax.tree.structure(params)
-        columns = [structure.flatten_up_to(tree) for tree in (params, state.z, state.x, updates)]
+        columns = [structure.flatten_up_to(tree) for tree in (params, state.z, state.x, plain(updates))]
         rows = [own._followed(averaging, y, z, x, update) for y, z, x, update in zip(*columns, strict=True)]
         updates, z, x = (structure.unflatten([row[i] for row in rows]) for i in range(3))
         return updates, new._replace(z=z, x=x)
 
-    def _averaging(self, state: ScheduleFreeState) -> tuple[Averaging, ScheduleFreeState]:
-        """The weight of the next point, and the state with it in the sum."""
-        weight, rate = jnp.ones_like(state.weight_sum), None
-        if state.max_rate is not None:
-            rate = self.get_learning_rate(state)
-            if isinstance(rate, dict):
-                raise ValueError(
-                    f"ScheduleFree: the optimizer has several rates, {sorted(rate)}: wrap those of its groups, or give "
-                    "weight_lr_power=0.0"
-                )
-            rate = jnp.maximum(state.max_rate, rate.astype(weight.dtype))
-            weight = rate**self.weight_lr_power
-        total, beta1 = state.weight_sum + weight, jnp.asarray(self.beta1.value, weight.dtype)
-        averaging = Averaging(safe_divide(weight, total), (state.beta1 - beta1) / state.beta1)
-        return averaging, state._replace(weight_sum=total, max_rate=rate, beta1=beta1)
+    def _averaging(self, params: PyTree, state: ScheduleFreeState) -> tuple[Averaging, ScheduleFreeState]:
+        """The weight of the next point, and the state with it among the weights."""
+        dtype, q = state.beta1.dtype, self.weight_lr_power
+        rate = None if q is None else self._rate(params, state)
+        with jax.numpy_dtype_promotion("standard"):
+            c, weights = state.weights.with_point(jnp.zeros((), dtype), rate, 0.0, q)
+        beta1 = jnp.asarray(self.beta1.value, dtype)
+        return Averaging(c, (state.beta1 - beta1) / state.beta1), state._replace(weights=weights, beta1=beta1)
+
+    def _rate(self, params: PyTree, state: ScheduleFreeState) -> Array:
+        """The one learning rate of what moves."""
+        names = sorted({name for name, rule in filter(None, self.rules(params)) if rule.window_length is not None})
+        rates, otherwise = self.learning_rates(state), "or give weight_lr_power=0.0"
+        if len(names) > 1:
+            raise ValueError(f"ScheduleFree: the optimizer has several rates, {names}: wrap those of its groups, {otherwise}")
+        if names and (names[0] or "learning_rate") not in rates:
+            raise ValueError(f"ScheduleFree: the optimizer keeps its rate to itself: wrap another, {otherwise}")
+        return rates[names[0] or "learning_rate"] if names else jnp.float32(0)
 
     def _followed(self, averaging: Averaging, y: Any, z: Any, x: Any, update: Any) -> tuple[Any, Any, Any]:
         """The update of y, and the new z and x of one leaf."""
@@ -143,6 +145,9 @@ class ScheduleFree(StatefulWrapper):
         columns = [structure.flatten_up_to(tree) for tree in (own, state.z, state.x)]
         xs = [None if z is None else average(y, z, x, state.beta1) for y, z, x in zip(*columns, strict=True)]
         return overlay(params, structure.unflatten(xs), self.optimizer.eval_params(params, inner))
+
+    def owns_updates(self, changer: str) -> str:
+        return f"ScheduleFree tells x from y and z, which move by its very updates: write ScheduleFree({changer}(...))"
 
     def says(self) -> str:
         return "gradients taken between z, which follows the updates, and its average x"

@@ -9,9 +9,9 @@ import numpy as np
 from mithril_opt.core.fields import shown
 from mithril_opt.core.numerics import saturating_increment
 from mithril_opt.core.optimizer import Optimizer
-from mithril_opt.core.pytree import pytree, set_field
+from mithril_opt.core.pytree import numbers_are_sound, pytree, set_field, with_fields
 from mithril_opt.core.schedule import require_schedule
-from mithril_opt.core.state import exported
+from mithril_opt.core.state import Seen, exported
 from mithril_opt.core.tree import select
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.wrappers.base import StatefulWrapper, compute_updates_if
@@ -43,9 +43,10 @@ class SwitchState(NamedTuple):
 class Switch(StatefulWrapper):
     """An optimizer that is on at some steps and off at the others, to freeze and to thaw a group in mid-run.
 
-    While it is off its parameters and its state stay bit for bit what they were; the inner optimizer does not run. Its clock
-    counts the updates made: a schedule inside, a warm-up say, begins when it is first on, and the bias corrections are those of
-    the moments it has. What is off still counts in a norm that is taken outside of it.
+    While it is off its parameters and its state stay bit for bit what they were; the inner optimizer does not run, and its
+    learning rate is given as 0. Its clock counts the updates made: a schedule inside, a warm-up say, begins when it is first
+    on, and the bias corrections are those of the moments it has. What is off still counts in a norm that is taken outside of
+    it, and what is around it goes on: y nears z in `ScheduleFree(Switch(…))`, `Lookahead(Switch(…))` calls parameters back.
 
     Args:
         optimizer: the inner optimizer; it may not accumulate: `Accumulate(Switch(…))` does both.
@@ -107,6 +108,21 @@ class Switch(StatefulWrapper):
         given = self.drop_frozen(params, grads)
         updates, inner = compute_updates_if(self.is_on(state), self.optimizer, params, given, self.inner(state), extra_args)
         return updates, SwitchState(inner, saturating_increment(state.step))
+
+    def ready(self, state: SwitchState, params: PyTree) -> Array:
+        """Whether the numbers are finite; while it is off those inside do not matter."""
+        return numbers_are_sound(with_fields(self.numbers(state), optimizer=None)) & (
+            ~self.is_on(state) | self.optimizer.ready(self.inner(state), params)
+        )
+
+    def clips(self, state: SwitchState, seen: Seen) -> Array:
+        return self.is_on(state) & super().clips(state, seen)
+
+    def get_learning_rate(self, state: SwitchState) -> Any:
+        return jax.tree.map(lambda rate: jnp.where(self.is_on(state), rate, 0), super().get_learning_rate(state))
+
+    def learning_rates(self, state: SwitchState) -> dict[str, Array]:
+        return jax.tree.map(lambda rate: jnp.where(self.is_on(state), rate, 0), super().learning_rates(state))
 
     def observe(self, state: SwitchState, metric: Any) -> SwitchState:
         return select(self.is_on(state), super().observe(state, metric), state)

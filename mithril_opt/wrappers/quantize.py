@@ -1,0 +1,139 @@
+"""Slots in 16 or 8 bits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mithril_opt.core.branch import zero_after
+from mithril_opt.core.coding import Coded, block_of, decode, encode, thresholds, to_bfloat16
+from mithril_opt.core.fields import static
+from mithril_opt.core.optimizer import Optimizer
+from mithril_opt.core.pytree import pytree
+from mithril_opt.core.state import OptState
+from mithril_opt.core.tree import describe_leaf, widen
+from mithril_opt.core.typing import Array, PyTree
+from mithril_opt.core.updates import apply_updates, moved, plain
+from mithril_opt.wrappers.base import Wrapper
+
+# Below these a leaf, or a block of it, is not worth its scales.
+MIN_SIZE, MIN_BLOCK = 4096, 16
+
+
+@pytree
+class Quantize(Wrapper):
+    """An optimizer that keeps its slots in 16 or 8 bits, in dithered storage: nothing stalls and nothing explodes.
+
+    16 bits are bfloat16. 8 bits are sign(c) (|c| / 127)⁴ · scale, with a scale for up to 256 elements of a row, for leaves of
+    4096 elements or more; smaller ones stay as they are, and so do float64 and complex slots and scalars. In either form a
+    number between two that can be stored becomes the upper one in the share of steps that keeps its mean right, by thresholds
+    made of the step and the position alone; and what is not zero is never stored as zero.
+
+    The state is that of the inner optimizer with other leaves: bfloat16 arrays or `Coded` codes and scales. A slot whose
+    parameter got no gradient keeps every bit.
+
+    Args:
+        optimizer: the inner optimizer; none that accumulates, which goes around this one.
+        bits: 16 or 8.
+
+    Raises:
+        ValueError: another number of bits, or an optimizer that accumulates; on `update`, a state with slots of another width.
+        TypeError: `optimizer` is no `Optimizer`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mithril_opt import AdamW, Quantize
+        >>> optimizer, params = Quantize(AdamW(), bits=8), {"w": jnp.ones((64, 128)), "b": jnp.ones(128)}
+        >>> state = optimizer.init(params)
+        >>> state.slots.mu["w"].codes.dtype, state.slots.mu["w"].scales.shape, state.slots.mu["b"].dtype
+        (dtype('int8'), (64, 1), dtype('float32'))
+    """
+
+    optimizer: Optimizer
+    bits: int = static(default=16)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits not in (8, 16) or isinstance(self.bits, bool):
+            raise ValueError(f"Quantize: bits must be 16 or 8, got {self.bits!r}")
+        if self.optimizer.window_length not in (None, 1):
+            raise ValueError("Quantize: the optimizer accumulates; write Accumulate(Quantize(...), every=...)")
+
+    def init(self, params: PyTree) -> Any:
+        # Without the barrier XLA would encode large constants while it compiles.
+        return self.pack(jax.lax.optimization_barrier(self.optimizer.init(params)))
+
+    def compute_updates(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
+        updates, inner = self.optimizer.compute_updates(params, grads, self.unpack(state), **extra_args)
+        new = apply_updates(params, updates)
+        # What overwrites a slot must not run before what still reads it, the parameter's update: XLA would copy the slot.
+        return moved(params, plain(updates), new), self._pack(inner, zero_after(new))
+
+    def eval_params(self, params: PyTree, state: Any) -> PyTree:
+        return self.optimizer.eval_params(params, self.unpack(state))
+
+    def says(self) -> str:
+        return f"slots in {self.bits} bits"
+
+    def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
+        fits = any(self._fits(jax.eval_shape(widen, leaf)) for _, leaf, _ in leaves)
+        return None if fits else f"no leaf has {f'{MIN_SIZE} elements' if self.bits == 8 else 'slots in float32'}"
+
+    def pack(self, state: Any) -> Any:
+        """The state of the inner optimizer with its slots in `bits` bits: what `compute_updates` of this optimizer takes."""
+        return self._pack(state, np.uint32(0))
+
+    def unpack(self, state: Any) -> Any:
+        """The state of the inner optimizer, with slots in float32."""
+        return _on_slots(state, lambda slot, step, position: self._unpacked(slot))
+
+    def _pack(self, state: Any, zero: Any) -> Any:
+        return _on_slots(state, lambda slot, step, position: self._packed(slot, step, position, zero))
+
+    def _packed(self, slot: Any, step: Array, position: int, zero: Any) -> Any:
+        if not self._fits(slot):
+            return slot
+        theta = thresholds(slot.shape, step, salt=position * 0x85EBCA6B) + zero
+        return to_bfloat16(slot.astype(jnp.float32), theta) if self.bits == 16 else encode(slot.astype(jnp.float32), theta)
+
+    def _unpacked(self, slot: Any) -> Any:
+        coded = isinstance(slot, Coded)
+        stored, wanted = slot.codes if coded else slot, jnp.bfloat16 if self.bits == 16 else jnp.int8
+        if not (coded or self._fits(slot)):
+            return slot
+        if stored.dtype != wanted:
+            raise ValueError(
+                f"the state does not belong to Quantize(..., bits={self.bits}): it has a slot {describe_leaf(stored)}; "
+                "pack(state) makes one of a state of the inner optimizer"
+            )
+        return decode(slot) if coded else slot.astype(jnp.float32)
+
+    def _fits(self, slot: Any) -> bool:
+        """Whether `slot`, an array, is one that is stored in fewer bits."""
+        if isinstance(slot, Coded) or slot.dtype not in (jnp.float32, jnp.bfloat16) or not slot.shape:
+            return False
+        return self.bits == 16 or (slot.size >= MIN_SIZE and block_of(slot.shape) >= MIN_BLOCK)
+
+
+def _on_slots(state: Any, function: Callable[[Any, Array, int], Any]) -> Any:
+    """`state` with `function(slot, step, position)` in place of each slot. What wrappers keep beside the state of their
+    optimizer, an average say, is no slot."""
+    if not isinstance(state, OptState):
+        return state._replace(optimizer=_on_slots(state.optimizer, function))
+    leaves, structure = jax.tree.flatten(state.slots, is_leaf=_is_whole)
+    new = [
+        _on_slots(leaf, function) if _is_state(leaf) else function(leaf, state.step, position)
+        for position, leaf in enumerate(leaves)
+    ]
+    return state._replace(slots=structure.unflatten(new))
+
+
+def _is_whole(node: Any) -> bool:
+    return isinstance(node, Coded) or _is_state(node)
+
+
+def _is_state(node: Any) -> bool:
+    """Whether `node` is the state of an optimizer, in the slots of one that has groups."""
+    return isinstance(node, OptState) or "optimizer" in getattr(node, "_fields", ())
