@@ -364,9 +364,9 @@ def test_at_gives_numbers_that_update_the_same(optimizer):
     params = make_params()
     params, state = run(optimizer, params, 4)
     at = optimizer.at(core(state).step, core(state).schedules)
-    assert bits(at.update(params, gradients(params, 9), state)[0]) == bits(
-        optimizer.update(params, gradients(params, 9), state)[0]
-    )
+    grads = gradients(params, 9)
+    # Two programs, which XLA may round differently; the numbers of another step differ by more.
+    assert_close(at.update(params, grads, state)[0], optimizer.update(params, grads, state)[0], rtol=1e-6, atol=2e-7)
 
 
 def test_get_learning_rate_is_float32(optimizer):
