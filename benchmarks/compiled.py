@@ -181,8 +181,9 @@ class ProgramCase:
     def run(self, begin: Callable[[str], None], keep: Keep) -> tuple[list[Row], list[str]]:
         """See `Case`."""
         begin(str(self))
-        step, arguments = programs.PROGRAMS[self.name]()
+        # The devices first, before anything makes an array: they decide what JAX looks for.
         whole = NamedSharding(Mesh(np.array(targets.devices(self.target, 1)), ("devices",)), PartitionSpec())
+        step, arguments = programs.PROGRAMS[self.name]()
         place = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf), sharding=whole)  # noqa: E731
         compiled = step.lower(*jax.tree.map(place, arguments)).compile()
         keep(f"{self.target}-{self.name}", compiled.as_text())

@@ -1,6 +1,7 @@
 """The training steps of the demo and of the notebooks, as programs to be compiled."""
 
 import ast
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,12 @@ def from_pytorch(names: Namespace) -> Call:
     return names["train_step"], (params, jax.eval_shape(names["optimizer"].init, params), floats(64, 8), floats(64, 1))
 
 
+def four(names: Namespace, rule: str) -> Call:
+    """120 steps of the demo's model."""
+    names["params"] = model.init(np.random.default_rng(0))
+    return jax.jit(functools.partial(names["train"], names["optimizers"][rule][0])), (floats(),)
+
+
 def demo(precision: str) -> Call:
     """The demo's step."""
     trainer = train.make_trainer(600, precision)
@@ -107,6 +114,7 @@ BATCHES = {"inputs": np.zeros((32, 512, 16), np.float32), "targets": np.zeros((3
 # How many values each column of the flights has, and how many flights are trained on.
 FLIGHTS = {"tailnum": 4037, "flight": 3835, "dest": 104, "carrier": 16, "origin": 3, "month": 12, "weekday": 7, "hour": 19}
 TABLES = {"sizes": FLIGHTS, "train": range(261_877)}
+WINDOWS = {"batches": np.zeros((120, 4, 65), np.int32), "held_out": np.zeros((64, 65), np.int32)}
 RATE = {"STEPS", "WARMUP", "warmup", "cosine", "schedule", "optimizer"}
 
 
@@ -115,6 +123,11 @@ def notebook_of(policy: str) -> Notebook:
     return Notebook(
         "03-embeddings", {"COLUMNS", "BATCH", "EPOCHS", "STEPS", "pair"}, TABLES, lambda names: embeddings(names, policy)
     )
+
+
+def notebook_with(rule: str) -> Notebook:
+    """The notebook that trains with four optimizers, one of them."""
+    return Notebook("05-four-optimizers", {"STEPS", "BATCH", "optimizers"}, WINDOWS, lambda names: four(names, rule))
 
 
 PROGRAMS: dict[str, Callable[[], Call]] = {
@@ -127,4 +140,5 @@ PROGRAMS: dict[str, Callable[[], Call]] = {
     "notebook 3, float16": notebook_of("float16"),
     "notebook 3, bfloat16": notebook_of("bfloat16"),
     "notebook 4, float32": Notebook("04-from-pytorch", RATE, {}, from_pytorch),
+    **{f"notebook 5, {rule}": notebook_with(rule) for rule in ("AdamW", "Muon, AdamW", "SOAP, AdamW", "Schedule-Free")},
 }
