@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from zoo import OPTIMIZERS, bits, core, make_params, specs, unrecorded, with_core
 
-from mithril_opt import DecayRate, OptState
+from mithril_opt import DecayRate, Muon, OptState
 from mithril_opt.core.slots import kept
 from mithril_opt.core.updates import plain
 
@@ -364,9 +364,11 @@ def test_at_gives_numbers_that_update_the_same(optimizer):
     params = make_params()
     params, state = run(optimizer, params, 4)
     at = optimizer.at(core(state).step, core(state).schedules)
-    grads = gradients(params, 9)
-    # Two programs, which XLA may round differently; the numbers of another step differ by more.
-    assert_close(at.update(params, grads, state)[0], optimizer.update(params, grads, state)[0], rtol=1e-6, atol=2e-7)
+    found, expected = (each.update(params, gradients(params, 9), state)[0] for each in (at, optimizer))
+    if isinstance(optimizer, Muon):  # whose products XLA rounds differently in two programs
+        assert_close(found, expected, rtol=1e-6, atol=2e-7)
+    else:
+        assert bits(found) == bits(expected)
 
 
 def test_get_learning_rate_is_float32(optimizer):

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from mithril_opt.core.fields import shown
 from mithril_opt.core.numerics import safe_divide
-from mithril_opt.core.reductions import unit_norm
+from mithril_opt.core.reductions import norm_at_scale
 from mithril_opt.core.typing import Array
 
 Coefficients: TypeAlias = tuple[tuple[float, float, float], ...]
@@ -99,11 +99,10 @@ def _triples(coefficients: str | Coefficients, steps: int) -> Coefficients:
 
 
 def _iterate(matrices: Array, triples: Coefficients, dtype: Any) -> Array:
-    wide, units = matrices.dtype, tuple(range(matrices.ndim - 2))
-    norms = unit_norm(matrices, units)  # one that cannot underflow; ‖X‖ + 1e-7 would be off by 18 % at |x| = 1e-8
-    scaled = jax.lax.optimization_barrier(matrices * 2.0**-32)  # or XLA would divide by 2³² ‖X‖, which overflows
-    x = jnp.where(norms < jnp.inf, safe_divide(matrices, norms), safe_divide(scaled, unit_norm(scaled, units)))
-    x = x.astype(dtype or wide)
+    wide = matrices.dtype
+    # A norm that neither underflows nor overflows; ‖X‖ + 1e-7 would be off by 18 % at |x| = 1e-8.
+    down, norms = norm_at_scale(matrices, tuple(range(matrices.ndim - 2)))
+    x = safe_divide(matrices * down, norms).astype(dtype or wide)
     for a, b, c in triples:
         gram = _product(x, jnp.conj(jnp.swapaxes(x, -1, -2)), wide)
         narrow = gram.astype(x.dtype)

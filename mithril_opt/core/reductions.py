@@ -84,11 +84,17 @@ def unit_norm(x: Array, unit_axes: Axes) -> Array:
         Array([[ 5.],
                [10.]], dtype=float32)
     """
+    down, norm = norm_at_scale(x, unit_axes)
+    return norm / down
+
+
+def norm_at_scale(x: Array, unit_axes: Axes) -> tuple[Array, Array]:
+    """For each unit of `x` a power of two, and the 2-norm of `x` times that, which is in range whatever the true norm is."""
     axes, parts = _reduced(x, unit_axes), [x.real, x.imag] if jnp.iscomplexobj(x) else [x]
     largest = [jnp.max(jnp.abs(part), axis=axes, keepdims=True, initial=0) for part in jax.lax.stop_gradient(parts)]
-    down, up = _scale_of_squares(functools.reduce(jnp.maximum, largest))
+    down = _scale_of_squares(functools.reduce(jnp.maximum, largest))
     squares = sum(jnp.square(part * down) for part in parts)
-    return up * safe_sqrt(jnp.sum(squares, axis=axes, keepdims=True))
+    return down, safe_sqrt(jnp.sum(squares, axis=axes, keepdims=True))
 
 
 def unit_rms(x: Array, unit_axes: Axes) -> Array:
@@ -113,12 +119,11 @@ def norm_ratio(a: Array, b: Array) -> Array:
     return jnp.where((a == 0) | (b == 0), 1, safe_divide(a, b))
 
 
-def _scale_of_squares(largest: Array) -> tuple[Array, Array]:
-    """A power of two after which squares of what is as large as `largest` are in range, and its inverse. (To divide by
+def _scale_of_squares(largest: Array) -> Array:
+    """A power of two after which squares of what is as large as `largest` are in range. (To divide by
     `largest` itself is not safe: XLA turns (a / b) / c into a / (b c), which underflows.)"""
     big = 2.0 ** (jnp.finfo(largest.dtype).maxexp * 5 // 8)  # 2⁸⁰ in float32
-    small, large, one = largest < big**-0.5, largest > big**0.5, jnp.ones_like(largest)
-    return jnp.where(small, big, jnp.where(large, 1 / big, one)), jnp.where(small, 1 / big, jnp.where(large, big, one))
+    return jnp.where(largest < big**-0.5, big, jnp.where(largest > big**0.5, 1 / big, jnp.ones_like(largest)))
 
 
 def _reduced(x: Array, unit_axes: Axes) -> tuple[int, ...]:

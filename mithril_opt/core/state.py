@@ -148,3 +148,8 @@ def check_state(optimizer: Any, state: Any) -> None:
         if hasattr(state, "loss_scale"):
             hint = "; of a trainer's state it is the field `optimizer`: state.optimizer"
         raise ValueError(f"{name} takes the state that init returned, got {type(state).__name__}{hint}")
+
+
+def is_state(node: Any) -> bool:
+    """Whether `node` is the state of an optimizer, of a wrapper or of a trainer."""
+    return isinstance(node, OptState) or "optimizer" in getattr(node, "_fields", ())

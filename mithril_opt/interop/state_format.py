@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mithril_opt.core.fields import shown
-from mithril_opt.core.state import OptState
+from mithril_opt.core.state import OptState, is_state
 from mithril_opt.core.tree import describe_leaf, leaves_with_paths
 from mithril_opt.core.typing import PyTree
 
@@ -70,28 +70,23 @@ def _classes(path: str, node: PyTree) -> Iterator[str]:
     """The classes of the states and of the slots in `node`, each with its path and with the fields that it has."""
     if isinstance(node, OptState):
         yield from _slot_classes(f"{path}/slots", node.slots)
-    elif _is_state(node):
+    elif is_state(node):
         yield _described(path, node)
         yield from _classes(f"{path}/optimizer", node.optimizer)
     else:
-        inside = leaves_with_paths(node, is_leaf=_is_state)
+        inside = leaves_with_paths(node, is_leaf=is_state)
         for own, state in inside:
-            yield from _classes(f"{path}/{own}", state) if _is_state(state) else ()
+            yield from _classes(f"{path}/{own}", state) if is_state(state) else ()
 
 
 def _slot_classes(path: str, slots: PyTree) -> Iterator[str]:
     if isinstance(slots, dict):
         for name, own in sorted(slots.items()):
             yield from _slot_classes(f"{path}/{name}", own)
-    elif _is_state(slots):
+    elif is_state(slots):
         yield from _classes(path, slots)
     elif hasattr(slots, "_fields"):
         yield _described(path, slots)
-
-
-def _is_state(node: Any) -> bool:
-    """Whether `node` is the state of an optimizer, of a wrapper or of a trainer."""
-    return isinstance(node, OptState) or "optimizer" in getattr(node, "_fields", ())
 
 
 def _described(path: str, node: Any) -> str:

@@ -12,7 +12,7 @@ from mithril_opt.core.coding import Coded, block_of, decode, encode, thresholds,
 from mithril_opt.core.fields import static
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
-from mithril_opt.core.state import OptState
+from mithril_opt.core.state import OptState, is_state
 from mithril_opt.core.tree import describe_leaf, widen
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.core.updates import apply_updates, moved, plain
@@ -124,16 +124,11 @@ def _on_slots(state: Any, function: Callable[[Any, Array, int], Any]) -> Any:
         return state._replace(optimizer=_on_slots(state.optimizer, function))
     leaves, structure = jax.tree.flatten(state.slots, is_leaf=_is_whole)
     new = [
-        _on_slots(leaf, function) if _is_state(leaf) else function(leaf, state.step, position)
+        _on_slots(leaf, function) if is_state(leaf) else function(leaf, state.step, position)
         for position, leaf in enumerate(leaves)
     ]
     return state._replace(slots=structure.unflatten(new))
 
 
 def _is_whole(node: Any) -> bool:
-    return isinstance(node, Coded) or _is_state(node)
-
-
-def _is_state(node: Any) -> bool:
-    """Whether `node` is the state of an optimizer, in the slots of one that has groups."""
-    return isinstance(node, OptState) or "optimizer" in getattr(node, "_fields", ())
+    return isinstance(node, Coded) or is_state(node)
