@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if missing := [name for name in ("matplotlib", "optax", "tqdm") if importlib.util.find_spec(name) is None]:
-        parser.error(f'{" and ".join(missing)} not found; run: pip install "mithril-opt[bench]"')
+        parser.error(f"{' and '.join(missing)} not found; run: pip install {' '.join(missing)}")
     files = (run_growth if options.what == "growth" else run_tables)(options)
     print(f"written: {', '.join(map(str, files))}")
     return 0

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from zoo import OPTIMIZERS
 
 from mithril_opt import SGD, Accumulate, AdaGrad, AdamW, MixedPrecisionTrainer, Quantize, RMSProp, Round, clip_gradients
 
@@ -64,6 +65,21 @@ def test_bfloat16_parameters(remainder, most_bytes, most_temporaries):
     assert program.cost_analysis()["bytes accessed"] / leaf.size <= most_bytes
     assert program.memory_analysis().temp_size_in_bytes / leaf.size <= most_temporaries
     assert copies(program.as_text()) == []
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in {"quantize", "multi"} else pytest.mark.slow) for name in OPTIMIZERS]
+)
+def test_a_program_grows_as_the_number_of_leaves_does(name):
+    """What all leaves share is not worked out again in the loop of each: compilation would take hours."""
+
+    def instructions(number):
+        leaf = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+        optimizer, params = OPTIMIZERS[name](), {f"{i}/{'embed' if i % 2 else 'w'}": leaf for i in range(number)}
+        step = jax.jit(optimizer.update).lower(params, params, jax.eval_shape(optimizer.init, params))
+        return step.compile().as_text().count(" = ")
+
+    assert instructions(16) <= 2.1 * instructions(8)
 
 
 def copies(hlo):

@@ -197,7 +197,7 @@ def test_options_that_need_a_folder(tmp_path, capsys):
 
 def test_orbax_is_only_needed_for_checkpoints(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax", None)
-    assert 'pip install "mithril-opt[demo]"' in refuses(capsys, "orbax", *arguments(tmp_path, 2))
+    assert "orbax-checkpoint not found; run: pip install orbax-checkpoint" in refuses(capsys, "orbax", *arguments(tmp_path, 2))
     monkeypatch.setattr(command, "run", lambda *_: 0)
     assert command.main([f"--out={tmp_path}"]) == 0
 

@@ -29,6 +29,8 @@ from mithril_opt import (
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
     get_cosine_with_hard_restarts_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
     get_inverse_sqrt_schedule,
     get_linear_schedule_with_warmup,
     get_polynomial_decay_schedule_with_warmup,
@@ -41,16 +43,27 @@ from mithril_opt.schedulers.named import SCHEDULES
 
 def test_the_enumeration():
     names = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup inverse_sqrt reduce_on_plateau"
-    assert [str(name) for name in SchedulerType] == [*names.split(), "warmup_stable_decay"]
+    min_lr = ["cosine_with_min_lr", "cosine_warmup_with_min_lr"]
+    assert [str(name) for name in SchedulerType] == [*names.split(), *min_lr, "warmup_stable_decay"]
     assert SchedulerType("linear") == "linear" == SchedulerType.LINEAR
     assert pickle.loads(pickle.dumps(SchedulerType.COSINE)) is SchedulerType.COSINE
 
 
-SPECIFIC = {"polynomial": {"power": 2.0}, "warmup_stable_decay": {"num_decay_steps": 3}, "reduce_on_plateau": {"patience": 3}}
+SPECIFIC = {
+    "polynomial": {"power": 2.0},
+    "warmup_stable_decay": {"num_decay_steps": 3},
+    "reduce_on_plateau": {"patience": 3},
+    "cosine_with_min_lr": {"min_lr": 1.0},
+    "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1, "warmup_lr_rate": 0.2},
+}
 BY_NAME = {
     "linear": get_linear_schedule_with_warmup(10.0, 2, 10),
     "cosine": get_cosine_schedule_with_warmup(10.0, 2, 10),
     "cosine_with_restarts": get_cosine_with_hard_restarts_schedule_with_warmup(10.0, 2, 10),
+    "cosine_with_min_lr": get_cosine_with_min_lr_schedule_with_warmup(10.0, 2, 10, min_lr=1.0),
+    "cosine_warmup_with_min_lr": get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
+        10.0, 2, 10, min_lr_rate=0.1, warmup_lr_rate=0.2
+    ),
     "polynomial": get_polynomial_decay_schedule_with_warmup(10.0, 2, 10, power=2.0),
     "constant": get_constant_schedule(10.0),
     "constant_with_warmup": get_constant_schedule_with_warmup(10.0, 2),
@@ -154,6 +167,26 @@ BAD = [
     (lambda: get_linear_schedule_with_warmup(0.1, 11, 10), ValueError, "num_warmup_steps = 11 must not be longer than num_tr"),
     (lambda: get_linear_schedule_with_warmup(0.1, np.int64(11), np.int32(10)), ValueError, "must not be longer than num_train"),
     (lambda: get_linear_schedule_with_warmup(0.1, 2, 10.5), ValueError, "must be an integer of at least 0, got 8.5"),
+    (
+        lambda: get_cosine_with_min_lr_schedule_with_warmup(0.1, 1, 10),
+        ValueError,
+        "get_cosine_with_min_lr_schedule_with_warmup: give exactly one of min_lr and min_lr_rate, got None and None",
+    ),
+    (
+        lambda: get_cosine_with_min_lr_schedule_with_warmup_lr_rate(0.1, 1, 10, min_lr=0.01, min_lr_rate=0.1),
+        ValueError,
+        "give exactly one of min_lr and min_lr_rate, got 0.01 and 0.1",
+    ),
+    (
+        lambda: get_cosine_with_min_lr_schedule_with_warmup_lr_rate(0.1, 0, 10, min_lr=0.01),
+        ValueError,
+        "num_warmup_steps must be ≥ 1, got 0; without a warm-up, write CosineDecayLR",
+    ),
+    (
+        lambda: get_cosine_with_min_lr_schedule_with_warmup_lr_rate(0.1, 1, 10, min_lr=0.01, warmup_lr_rate=0.1),
+        ValueError,
+        "num_warmup_steps must be ≥ 2, got 1",
+    ),
     (lambda: get_cosine_schedule_with_warmup(0.1, 11, 10), ValueError, "must not be longer than num_training_steps = 10"),
     (lambda: get_linear_schedule_with_warmup(0.1, 1, None), TypeError, "num_training_steps must be an integer, got None"),
     (lambda: get_linear_schedule_with_warmup(0.1, -1, 10), ValueError, "warmup_steps must be an integer of at least 0, got -1"),

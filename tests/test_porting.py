@@ -14,11 +14,9 @@ from mithril_opt import Optimizer, Schedule
 PAGES = {path.stem: path.read_text() for path in sorted((Path(__file__).parent.parent / "docs" / "coming-from").glob("*.md"))}
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 ROW = re.compile(r"^\| (.+) \| (?:`((?!mithril_opt`)[^`]+)`|nothing: .+|`[^`]+`, with .+) \|$", re.MULTILINE)
-ROWS = [(page, theirs, ours) for page, text in PAGES.items() for theirs, ours in ROW.findall(text)]
-LINES = {
-    page: [line for line in text.splitlines() if line.startswith("| ") and not line.endswith("| `mithril_opt` |")]
-    for page, text in PAGES.items()
-}
+TABLE = re.compile(r"^\|.*\| `mithril_opt` \|\n\|[-|]+\|\n((?:\|.*\n)+)", re.MULTILINE)
+TABLES = {page: "".join(TABLE.findall(text)) for page, text in PAGES.items()}
+ROWS = [(page, theirs, ours) for page, table in TABLES.items() for theirs, ours in ROW.findall(table)]
 
 
 class Names(dict):
@@ -39,7 +37,7 @@ def fixture_names():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_no_row_is_left_out(page):
-    assert len([row for row in ROWS if row[0] == page]) == len(LINES[page]) > 10
+    assert len([row for row in ROWS if row[0] == page]) == len(TABLES[page].splitlines()) > 10
 
 
 @pytest.mark.parametrize(("page", "theirs", "ours"), [row for row in ROWS if row[2]])
@@ -77,12 +75,28 @@ def test_optax_schedule(names, theirs, ours):
 @pytest.mark.parametrize(("theirs", "ours"), [row for row in optax_rows("Optimizers") if "from_optax" not in row[1]])
 def test_optax_optimizer(names, theirs, ours):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        expected, optimizer = eval(theirs, {**vars(optax), "jax": jax}), eval(ours, dict(names["optax"]))
-        params = {"w": jnp.array([[1.0, -2.0]]), "b": jnp.array([0.5])}
-        their_params, their_state, state = params, expected.init(params), optimizer.init(params)
-        for k in range(5):
-            grads = jax.tree.map(lambda p, k=k: jnp.cos(p * (k + 1)), params)
-            updates, their_state = expected.update(grads, their_state, their_params)
-            their_params = optax.apply_updates(their_params, updates)
-            params, state = optimizer.update(params, grads, state)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, their_params)
+        same_steps(eval(theirs, {**vars(optax), "jax": jax}), eval(ours, dict(names["optax"])))
+
+
+def same_steps(expected, optimizer, number=5):
+    params = {"w": jnp.array([[1.0, -2.0]]), "b": jnp.array([0.5])}
+    their_params, their_state, state = params, expected.init(params), optimizer.init(params)
+    for k in range(number):
+        grads = jax.tree.map(lambda p, k=k: jnp.cos(p * (k + 1)), params)
+        updates, their_state = expected.update(grads, their_state, their_params)
+        their_params = optax.apply_updates(their_params, updates)
+        params, state = optimizer.update(params, grads, state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, their_params)
+
+
+AROUND = [row for row in optax_rows("Around the update") if re.match(r"MultiSteps|partition", row[0])]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), AROUND)
+def test_optax_wrapper(names, theirs, ours):
+    assert len(AROUND) == 3
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        optimizer = eval(ours, dict(names["optax"]))
+        labels = {pattern: name for name, pattern in getattr(optimizer, "groups", ())}
+        expected = eval(theirs, {**vars(optax), "labels": labels})
+        same_steps(expected.gradient_transformation() if theirs.startswith("MultiSteps") else expected, optimizer, number=9)

@@ -12,6 +12,8 @@ from mithril_opt import (
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
     get_cosine_with_hard_restarts_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
     get_inverse_sqrt_schedule,
     get_linear_schedule_with_warmup,
     get_polynomial_decay_schedule_with_warmup,
@@ -67,6 +69,13 @@ def warmed(k, warmup, after):
     return k / max(1, warmup) if k < warmup else after(k - warmup)
 
 
+def early(k, w, rest, low, first):
+    """A warm-up that is over with its last step, and does not start at 0."""
+    if k >= w:
+        return wave((k - w + 1) / rest) * (1 - low) + low
+    return (k + 1) / w if first is None else first + (1 - first) * k / max(1, w - 1)
+
+
 def wave(x):
     return (1 + math.cos(math.pi * x)) / 2
 
@@ -95,6 +104,18 @@ def formulas(w, t):
             get_cosine_schedule_with_warmup,
             dict(lengths, num_cycles=cycles),
             lambda k, c=cycles: warmed(k, w, lambda j: wave(2 * c * j / rest)),
+        )
+        for low in (0.0, 0.1):
+            yield (
+                get_cosine_with_min_lr_schedule_with_warmup,
+                dict(lengths, num_cycles=cycles, min_lr=low * BASE),
+                lambda k, c=cycles, low=low: warmed(k, w, lambda j: wave(2 * c * j / rest) * (1 - low) + low),
+            )
+    for first in (None, 0.0, 0.3)[: 3 if w > 1 else w]:
+        yield (
+            get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
+            dict(lengths, min_lr_rate=0.2, warmup_lr_rate=first),
+            lambda k, first=first: early(k, w, rest, 0.2, first),
         )
     for cycles in (1, 2, 3, 7):
         yield (
@@ -125,7 +146,7 @@ def formulas(w, t):
 
 
 BASE = 0.3
-FORMULAS = [row for w, t in ((2, 13), (0, 40), (7, 43)) for row in formulas(w, t)]
+FORMULAS = [row for w, t in ((2, 13), (0, 40), (7, 43), (1, 20)) for row in formulas(w, t)]
 
 
 @pytest.mark.parametrize("make", dict.fromkeys(row[0] for row in FORMULAS))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mithril_opt.core.fields import is_static, rule_of, shown
+from mithril_opt.core.foreign_calls import refuse_other_names
 from mithril_opt.core.hooks import Hooks
 from mithril_opt.core.numerics import scalar_f32
 from mithril_opt.core.pytree import check_decorated, check_numbers, numbers_are_sound, set_field, with_fields
@@ -55,6 +56,7 @@ class Optimizer(Hooks, abc.ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         check_decorated(cls)
+        refuse_other_names(cls.__name__, args, kwargs, {field.name for field in dataclasses.fields(cls)})
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from mithril_opt.core.decay_rate import DecayRate
 from mithril_opt.core.fields import shown, static
-from mithril_opt.core.pytorch_calls import refuse_optimizer
+from mithril_opt.core.foreign_calls import refuse_optimizer
 from mithril_opt.core.pytree import check_decorated, check_numbers, pytree
 from mithril_opt.core.typing import Array, PyTree
 

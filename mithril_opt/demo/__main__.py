@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if missing := report.missing_extras(options.checkpoint_dir is not None):
-        parser.error(f'{" and ".join(missing)} not found; run: pip install "mithril-opt[demo]"')
+        parser.error(f"{' and '.join(missing)} not found; run: pip install {' '.join(missing)}")
     try:
         checkpoints = open_checkpoints(options)
         metrics, curves = prepare(options.out, checkpoints)

@@ -17,9 +17,9 @@ Record = dict[str, Any]
 
 
 def missing_extras(checkpoints: bool) -> list[str]:
-    """The packages of the `demo` extra that are needed and not installed."""
-    names = ("matplotlib", "tqdm", "orbax") if checkpoints else ("matplotlib", "tqdm")
-    return [name for name in names if importlib.util.find_spec(name) is None]
+    """What is needed besides JAX and not installed, as pip calls it."""
+    packages = {"matplotlib": "matplotlib", "tqdm": "tqdm", **({"orbax": "orbax-checkpoint"} if checkpoints else {})}
+    return [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
 
 
 def write_metrics(blocks: Iterable[Block], path: Path) -> Iterator[Block]:

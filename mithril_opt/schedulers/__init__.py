@@ -30,10 +30,6 @@ from mithril_opt.schedulers.plateau import ReduceLROnPlateau as ReduceLROnPlatea
 from mithril_opt.schedulers.stable import WarmupStableDecayLR as WarmupStableDecayLR
 from mithril_opt.schedulers.transformers import get_constant_schedule as get_constant_schedule
 from mithril_opt.schedulers.transformers import get_constant_schedule_with_warmup as get_constant_schedule_with_warmup
-from mithril_opt.schedulers.transformers import get_cosine_schedule_with_warmup as get_cosine_schedule_with_warmup
-from mithril_opt.schedulers.transformers import (
-    get_cosine_with_hard_restarts_schedule_with_warmup as get_cosine_with_hard_restarts_schedule_with_warmup,
-)
 from mithril_opt.schedulers.transformers import get_inverse_sqrt_schedule as get_inverse_sqrt_schedule
 from mithril_opt.schedulers.transformers import get_linear_schedule_with_warmup as get_linear_schedule_with_warmup
 from mithril_opt.schedulers.transformers import (
@@ -41,6 +37,18 @@ from mithril_opt.schedulers.transformers import (
 )
 from mithril_opt.schedulers.transformers import get_reduce_on_plateau_schedule as get_reduce_on_plateau_schedule
 from mithril_opt.schedulers.transformers import get_wsd_schedule as get_wsd_schedule
+from mithril_opt.schedulers.transformers_cosine import (
+    get_cosine_schedule_with_warmup as get_cosine_schedule_with_warmup,
+)
+from mithril_opt.schedulers.transformers_cosine import (
+    get_cosine_with_hard_restarts_schedule_with_warmup as get_cosine_with_hard_restarts_schedule_with_warmup,
+)
+from mithril_opt.schedulers.transformers_cosine import (
+    get_cosine_with_min_lr_schedule_with_warmup as get_cosine_with_min_lr_schedule_with_warmup,
+)
+from mithril_opt.schedulers.transformers_cosine import (
+    get_cosine_with_min_lr_schedule_with_warmup_lr_rate as get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
+)
 from mithril_opt.schedulers.warmup import InverseSqrtLR as InverseSqrtLR
 from mithril_opt.schedulers.warmup import LinearWarmupScheduler as LinearWarmupScheduler
 from mithril_opt.schedulers.warmup import NoamLR as NoamLR

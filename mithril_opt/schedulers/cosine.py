@@ -118,14 +118,16 @@ def _place_in_cycle(step: Array, first: Array, multiple: Array) -> tuple[Array, 
 
 @pytree
 class CosineCyclesLR(Schedule):
-    """η(k) = base_lr · ½ (1 + cos(2π c k / D)): what `get_cosine_schedule_with_warmup` does after the warm-up.
+    """η(k) = min_lr + (base_lr − min_lr) · ½ (1 + cos(2π c k / D)): what transformers' cosines do after the warm-up.
 
-    With c = ½ it falls to 0 at k = D and **rises again** after it, as in transformers. `CosineDecayLR` stays at its end value.
+    With c = ½ it falls to `min_lr` at k = D and **rises again** after it, as in transformers. `CosineDecayLR` stays at its end
+    value.
 
     Args:
         base_lr: the rate at k = 0.
         decay_steps: D ≥ 1, the steps in which the c cycles run.
         num_cycles: c ≥ 0, the number of waves.
+        min_lr: the rate in the trough of a wave.
 
     Raises:
         ValueError: a Python number is out of its range.
@@ -139,9 +141,11 @@ class CosineCyclesLR(Schedule):
     base_lr: Scalar = number(minimum=0)
     decay_steps: int | Array = steps()
     num_cycles: Factor = number(default=0.5, minimum=0, maximum=10_000, exact=True)
+    min_lr: Scalar = number(default=0.0, minimum=0)
 
     def value(self, step: Array) -> Array:
-        return self.base_lr * half_cosine(step, self.decay_steps, self.num_cycles)
+        height = half_cosine(step, self.decay_steps, self.num_cycles)
+        return self.base_lr * height + self.min_lr * (1 - height)
 
 
 @pytree

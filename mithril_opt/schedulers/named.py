@@ -7,11 +7,21 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mithril_opt.core.pytorch_calls import no_optimizer
+from mithril_opt.core.foreign_calls import no_optimizer
 from mithril_opt.core.schedule import Schedule
 from mithril_opt.core.typing import Array, Scalar
-from mithril_opt.schedulers import compose, cosine, cyclic, decay, function, plateau, stable, warmup
-from mithril_opt.schedulers import transformers as hf
+from mithril_opt.schedulers import (
+    compose,
+    cosine,
+    cyclic,
+    decay,
+    function,
+    plateau,
+    stable,
+    transformers,
+    transformers_cosine,
+    warmup,
+)
 
 
 class SchedulerType(enum.StrEnum):
@@ -31,6 +41,8 @@ class SchedulerType(enum.StrEnum):
     CONSTANT_WITH_WARMUP = "constant_with_warmup"
     INVERSE_SQRT = "inverse_sqrt"
     REDUCE_ON_PLATEAU = "reduce_on_plateau"
+    COSINE_WITH_MIN_LR = "cosine_with_min_lr"
+    COSINE_WARMUP_WITH_MIN_LR = "cosine_warmup_with_min_lr"
     WARMUP_STABLE_DECAY = "warmup_stable_decay"
 
 
@@ -44,15 +56,17 @@ class Row(NamedTuple):
 
 
 TRANSFORMERS = {
-    SchedulerType.LINEAR: hf.get_linear_schedule_with_warmup,
-    SchedulerType.COSINE: hf.get_cosine_schedule_with_warmup,
-    SchedulerType.COSINE_WITH_RESTARTS: hf.get_cosine_with_hard_restarts_schedule_with_warmup,
-    SchedulerType.POLYNOMIAL: hf.get_polynomial_decay_schedule_with_warmup,
-    SchedulerType.CONSTANT: hf.get_constant_schedule,
-    SchedulerType.CONSTANT_WITH_WARMUP: hf.get_constant_schedule_with_warmup,
-    SchedulerType.INVERSE_SQRT: hf.get_inverse_sqrt_schedule,
+    SchedulerType.LINEAR: transformers.get_linear_schedule_with_warmup,
+    SchedulerType.COSINE: transformers_cosine.get_cosine_schedule_with_warmup,
+    SchedulerType.COSINE_WITH_RESTARTS: transformers_cosine.get_cosine_with_hard_restarts_schedule_with_warmup,
+    SchedulerType.POLYNOMIAL: transformers.get_polynomial_decay_schedule_with_warmup,
+    SchedulerType.CONSTANT: transformers.get_constant_schedule,
+    SchedulerType.CONSTANT_WITH_WARMUP: transformers.get_constant_schedule_with_warmup,
+    SchedulerType.INVERSE_SQRT: transformers.get_inverse_sqrt_schedule,
     SchedulerType.REDUCE_ON_PLATEAU: plateau.ReduceLROnPlateau,
-    SchedulerType.WARMUP_STABLE_DECAY: hf.get_wsd_schedule,
+    SchedulerType.COSINE_WITH_MIN_LR: transformers_cosine.get_cosine_with_min_lr_schedule_with_warmup,
+    SchedulerType.COSINE_WARMUP_WITH_MIN_LR: transformers_cosine.get_cosine_with_min_lr_schedule_with_warmup_lr_rate,
+    SchedulerType.WARMUP_STABLE_DECAY: transformers.get_wsd_schedule,
 }
 
 SCHEDULES = {

@@ -1,20 +1,17 @@
-"""The schedules of Hugging Face transformers under their names there; with `base_lr` in the place of the optimizer."""
+"""The schedules of Hugging Face transformers, but its cosines, under their names; `base_lr` is in the optimizer's place."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mithril_opt.core.pytorch_calls import no_optimizer
+from mithril_opt.core.foreign_calls import no_optimizer
 from mithril_opt.core.schedule import Schedule
-from mithril_opt.core.typing import Array, Scalar
-from mithril_opt.schedulers.cosine import CosineCyclesLR, CosineHardRestartsLR
+from mithril_opt.core.typing import Scalar
 from mithril_opt.schedulers.decay import ConstantLR, LinearLR, PolynomialDecayLR
 from mithril_opt.schedulers.plateau import ReduceLROnPlateau
 from mithril_opt.schedulers.stable import WarmupStableDecayLR
-from mithril_opt.schedulers.warmup import InverseSqrtLR, LinearWarmupScheduler, check_lengths
-
-Count = int | Array
+from mithril_opt.schedulers.warmup import Count, InverseSqrtLR, after_warmup, check_lengths, decay_steps
 
 
 @no_optimizer()
@@ -45,7 +42,7 @@ def get_constant_schedule_with_warmup(base_lr: Scalar, num_warmup_steps: Count) 
         >>> get_constant_schedule_with_warmup(1.0, num_warmup_steps=4)([0, 1, 4, 5])
         Array([0.  , 0.25, 1.  , 1.  ], dtype=float32)
     """
-    return _after_warmup(base_lr, num_warmup_steps, None)
+    return after_warmup(base_lr, num_warmup_steps, None)
 
 
 @no_optimizer()
@@ -65,59 +62,8 @@ def get_linear_schedule_with_warmup(base_lr: Scalar, num_warmup_steps: Count, nu
         >>> get_linear_schedule_with_warmup(10.0, num_warmup_steps=2, num_training_steps=10)([0, 1, 2, 6, 10])
         Array([ 0.,  5., 10.,  5.,  0.], dtype=float32)
     """
-    decay_steps = _decay_steps(num_warmup_steps, num_training_steps)
-    return _after_warmup(base_lr, num_warmup_steps, LinearLR(base_lr, 1.0, 0.0, decay_steps))
-
-
-@no_optimizer()
-def get_cosine_schedule_with_warmup(
-    base_lr: Scalar, num_warmup_steps: Count, num_training_steps: Count, num_cycles: Scalar = 0.5
-) -> Schedule:
-    """η(k) = base_lr · k / W for k < W, then base_lr · ½ (1 + cos(2π c (k − W) / (T − W))).
-
-    As in transformers it **rises again** after T. For a cosine that stays at its end value chain `LinearWarmupScheduler` and
-    `CosineDecayLR`.
-
-    Args:
-        base_lr: the rate at the peak, k = W.
-        num_warmup_steps: W ≥ 0.
-        num_training_steps: T ≥ W, the warm-up included.
-        num_cycles: c, the number of waves; ½ for one fall to 0.
-
-    Raises:
-        ValueError: the warm-up is longer than the training.
-
-    Example:
-        >>> from mithril_opt import get_cosine_schedule_with_warmup
-        >>> get_cosine_schedule_with_warmup(10.0, num_warmup_steps=2, num_training_steps=10)([0, 1, 2, 6, 10]).round(3)
-        Array([ 0.,  5., 10.,  5.,  0.], dtype=float32)
-    """
-    decay_steps = _decay_steps(num_warmup_steps, num_training_steps, minimum=1)
-    return _after_warmup(base_lr, num_warmup_steps, CosineCyclesLR(base_lr, decay_steps, num_cycles))
-
-
-@no_optimizer()
-def get_cosine_with_hard_restarts_schedule_with_warmup(
-    base_lr: Scalar, num_warmup_steps: Count, num_training_steps: Count, num_cycles: Count = 1
-) -> Schedule:
-    """η(k) = base_lr · k / W for k < W, then base_lr · ½ (1 + cos(π (c (k − W) / (T − W) mod 1))), and 0 from T on.
-
-    Args:
-        base_lr: the rate at the start of every cycle.
-        num_warmup_steps: W ≥ 0.
-        num_training_steps: T ≥ W, the warm-up included.
-        num_cycles: c ≥ 1, an integer.
-
-    Raises:
-        ValueError: the warm-up is longer than the training.
-
-    Example:
-        >>> from mithril_opt import get_cosine_with_hard_restarts_schedule_with_warmup
-        >>> get_cosine_with_hard_restarts_schedule_with_warmup(10.0, 2, 10, num_cycles=2)([0, 2, 4, 6, 8, 10]).round(3)
-        Array([ 0., 10.,  5., 10.,  5.,  0.], dtype=float32)
-    """
-    decay_steps = _decay_steps(num_warmup_steps, num_training_steps, minimum=1)
-    return _after_warmup(base_lr, num_warmup_steps, CosineHardRestartsLR(base_lr, decay_steps, num_cycles))
+    falling = decay_steps(num_warmup_steps, num_training_steps)
+    return after_warmup(base_lr, num_warmup_steps, LinearLR(base_lr, 1.0, 0.0, falling))
 
 
 @no_optimizer()
@@ -141,8 +87,8 @@ def get_polynomial_decay_schedule_with_warmup(
         >>> get_polynomial_decay_schedule_with_warmup(10.0, 2, 10, lr_end=2.0)([0, 1, 2, 6, 10, 11])
         Array([ 0.,  5., 10.,  6.,  2.,  2.], dtype=float32)
     """
-    decay_steps = _decay_steps(num_warmup_steps, num_training_steps)
-    return _after_warmup(base_lr, num_warmup_steps, PolynomialDecayLR(base_lr, decay_steps, lr_end, power))
+    falling = decay_steps(num_warmup_steps, num_training_steps)
+    return after_warmup(base_lr, num_warmup_steps, PolynomialDecayLR(base_lr, falling, lr_end, power))
 
 
 @no_optimizer()
@@ -162,7 +108,7 @@ def get_inverse_sqrt_schedule(base_lr: Scalar, num_warmup_steps: Count, timescal
     if timescale is None:
         traced = isinstance(num_warmup_steps, jax.Array)
         timescale = jnp.where(num_warmup_steps == 0, 10_000, num_warmup_steps) if traced else num_warmup_steps or 10_000
-    return _after_warmup(base_lr, num_warmup_steps, InverseSqrtLR(base_lr, timescale))
+    return after_warmup(base_lr, num_warmup_steps, InverseSqrtLR(base_lr, timescale))
 
 
 @no_optimizer()
@@ -221,19 +167,7 @@ def get_wsd_schedule(
     if num_stable_steps is None:
         if num_training_steps is None:
             raise ValueError("get_wsd_schedule needs num_training_steps or num_stable_steps")
-        num_stable_steps = _decay_steps(num_warmup_steps, num_training_steps - num_decay_steps)
+        num_stable_steps = decay_steps(num_warmup_steps, num_training_steps - num_decay_steps)
     return WarmupStableDecayLR(
         base_lr, num_warmup_steps, num_stable_steps, num_decay_steps, warmup_type, decay_type, min_lr_ratio, num_cycles
     )
-
-
-def _after_warmup(base_lr: Scalar, num_warmup_steps: Count, schedule: Schedule | None) -> Schedule:
-    return LinearWarmupScheduler(num_warmup_steps, 0.0, base_lr, schedule)
-
-
-def _decay_steps(num_warmup_steps: Count, num_training_steps: Count, minimum: int = 0) -> Count:
-    """T − W, at least `minimum`; a ValueError if the warm-up is longer than the training."""
-    lengths = {"num_training_steps": num_training_steps, "num_warmup_steps": num_warmup_steps}
-    check_lengths("a schedule with warm-up", **lengths)
-    steps = num_training_steps - num_warmup_steps
-    return jnp.maximum(steps, minimum) if isinstance(steps, jax.Array) else max(steps, minimum)

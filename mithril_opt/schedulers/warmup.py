@@ -1,7 +1,8 @@
 """Schedules that warm up."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +13,8 @@ from mithril_opt.core.schedule import Schedule, require_schedule
 from mithril_opt.core.tree import select
 from mithril_opt.core.typing import Array, PyTree, Scalar
 from mithril_opt.schedulers.numerics import between, half_wave, ratio
+
+Count: TypeAlias = int | Array
 
 
 @pytree
@@ -189,3 +192,16 @@ def check_lengths(owner: str, **lengths: Any) -> None:
     if all(known) and total < sum(length for _, length in parts):
         given = " + ".join(f"{name} = {length}" for name, length in parts)
         raise ValueError(f"{owner}: {given} must not be longer than {whole} = {total}")
+
+
+def after_warmup(base_lr: Scalar, num_warmup_steps: Count, schedule: Schedule | None) -> Schedule:
+    """`schedule` after transformers' warm-up, a line from 0."""
+    return LinearWarmupScheduler(num_warmup_steps, 0.0, base_lr, schedule)
+
+
+def decay_steps(num_warmup_steps: Count, num_training_steps: Count, minimum: int = 0) -> Count:
+    """T − W, at least `minimum`; a ValueError if the warm-up is longer than the training."""
+    lengths = {"num_training_steps": num_training_steps, "num_warmup_steps": num_warmup_steps}
+    check_lengths("a schedule with warm-up", **lengths)
+    left = num_training_steps - num_warmup_steps
+    return jnp.maximum(left, minimum) if isinstance(left, jax.Array) else max(left, minimum)

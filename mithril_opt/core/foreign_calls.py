@@ -1,14 +1,44 @@
-"""Calls written the way PyTorch's schedulers are, with the optimizer among the arguments: they get the line to write."""
+"""Calls written the way PyTorch's and optax's are: they get the line to write."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+# What others call the numbers of an optimizer, by our names; `betas` has them as a tuple.
+NAMES = {
+    "lr": ("learning_rate",),
+    "betas": ("beta1", "beta2", "beta3"),
+    "b1": ("beta1",),
+    "b2": ("beta2",),
+    "eps": ("epsilon",),
+    "alpha": ("decay",),
+}
+
+
+def refuse_other_names(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], ours: Set[str]) -> None:
+    """Raise a TypeError with the line to write if keywords of `name(*args, **kwargs)` are PyTorch's or optax's for `ours`."""
+    unknown = [key for key in kwargs if key not in ours]
+    renamed = {new: value for key, given in kwargs.items() for new, value in _renamed(key, given, ours)}
+    if unknown and set(renamed) <= ours:
+        raise TypeError(
+            f"{name} has no argument {', '.join(map(repr, unknown))}. "
+            f"Write {_call(name, args, renamed)} instead of {_call(name, args, kwargs)}"
+        )
+
+
+def _renamed(key: str, value: Any, ours: Set[str]) -> Iterable[tuple[str, Any]]:
+    names = (key,) if key in ours else NAMES.get(key, (key,))
+    return zip(names, value if key == "betas" and isinstance(value, tuple | list) else (value,), strict=False)
+
+
+def _call(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join([*map(_shown, args), *(f'{key}={_shown(value)}' for key, value in kwargs.items())])})"
 
 
 def refuse_optimizer(
@@ -58,8 +88,10 @@ def no_optimizer(position: int = 0) -> Callable[[Callable[Arguments, Result]], C
 
 def _shown(value: Any) -> str:
     """An argument as one would write it; what is long or has no name as `...`."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))})"
     if dataclasses.is_dataclass(value):  # a schedule
         return f"{type(value).__name__}(...)"
     if isinstance(value, bool | int | float | str | None):
