@@ -1,6 +1,7 @@
 """The command line: `python -m benchmarks --help`."""
 
 import argparse
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def run_tables(options: argparse.Namespace) -> list[Path]:
     facts, jobs, found = machine.describe(), make_jobs(options), []
     copied, samples = (QUICK_COPIED, QUICK_SAMPLES) if options.quick else (COPIED, options.samples)
     facts["copy bandwidth"] = f"{measure.copy_bandwidth(copied, samples) / 1e9:.3g} GB/s"
-    with Progress(len(jobs)) as bar:
+    with Progress(len(jobs)) as bar, contextlib.suppress(KeyboardInterrupt):  # what is measured by then is written
         for name, job in jobs:
             bar.begin(name)
             found += job(bar)

@@ -145,6 +145,7 @@ def make_works() -> dict[str, Work]:
                 ours(our_adamw, name="slots in float32"),
                 ours(mithril_opt.Quantize(our_adamw, bits=8), name="slots in 8 bits"),
             ),
+            most_leaves=400,
         ),
         **small_works(),
         **reducing_works(),

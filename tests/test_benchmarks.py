@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from interop import promotion  # noqa: F401
 
-from benchmarks import growth, pytorch, race
+from benchmarks import growth, host, pytorch, race
 from benchmarks.__main__ import main
 from benchmarks.candidates import make_works
 from benchmarks.workloads import WORKLOADS
@@ -41,6 +41,17 @@ def test_on_an_accelerator(backend, tmp_path, capsys, monkeypatch):
     assert own["bytes"] == pytest.approx(40, abs=0.01)
     assert ("launches" in own) == ("launches" in peer) == (backend == "gpu")
     assert ("| launches |" in printed) == (backend == "gpu")
+
+
+@pytest.mark.usefixtures("promotion")
+def test_what_is_measured_when_it_is_interrupted_is_written(tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(host, "measure_compilation", interrupt)
+    assert main(["--quick", "--work", "adamw", "compile", "--workload", "one", "--out", str(tmp_path)]) == 0
+    (table,) = json.loads((tmp_path / "benchmarks.json").read_text())["tables"]
+    assert table["rows"][0]["ms"] > 0
 
 
 @pytest.mark.usefixtures("promotion")
