@@ -16,7 +16,7 @@ from mithril_opt.demo import model, train
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 # What their cells import and the steps do not need.
-ELSEWHERE = {"importlib", "matplotlib", "pandas", "sys"}
+ELSEWHERE = {"glob", "importlib", "matplotlib", "pandas", "sys"}
 Namespace = dict[str, Any]
 Call = tuple[Any, tuple[Any, ...]]  # a jitted step and its arguments, arrays or their shapes
 
@@ -101,6 +101,13 @@ def four(names: Namespace, rule: str) -> Call:
     return jax.jit(functools.partial(names["train"], names["optimizers"][rule][0])), (floats(),)
 
 
+def storage(names: Namespace) -> Call:
+    """A loop of steps with bfloat16 parameters and slots in 8 bits."""
+    optimizer, dtype = names["storages"]["bfloat16 and 8 bits, slots in 8"]
+    params = jax.tree.map(lambda p: p.astype(dtype), names["init_params"](jax.random.key(0)))
+    return names["train"], (optimizer, params, jax.eval_shape(optimizer.init, params))
+
+
 def demo(precision: str) -> Call:
     """The demo's step."""
     trainer = train.make_trainer(600, precision)
@@ -115,6 +122,7 @@ BATCHES = {"inputs": np.zeros((32, 512, 16), np.float32), "targets": np.zeros((3
 FLIGHTS = {"tailnum": 4037, "flight": 3835, "dest": 104, "carrier": 16, "origin": 3, "month": 12, "weekday": 7, "hour": 19}
 TABLES = {"sizes": FLIGHTS, "train": range(261_877)}
 WINDOWS = {"batches": np.zeros((120, 4, 65), np.int32), "held_out": np.zeros((64, 65), np.int32)}
+TEACHER = {"inputs": np.zeros((32, 128, 32), np.float32), "targets": np.zeros((32, 128, 8), np.float32)}
 RATE = {"STEPS", "WARMUP", "warmup", "cosine", "schedule", "optimizer"}
 
 
@@ -141,4 +149,5 @@ PROGRAMS: dict[str, Callable[[], Call]] = {
     "notebook 3, bfloat16": notebook_of("bfloat16"),
     "notebook 4, float32": Notebook("04-from-pytorch", RATE, {}, from_pytorch),
     **{f"notebook 5, {rule}": notebook_with(rule) for rule in ("AdamW", "Muon, AdamW", "SOAP, AdamW", "Schedule-Free")},
+    "notebook 6, 8 bits": Notebook("06-storage", {"STEPS", "adamw", "storages"}, TEACHER, storage),
 }
