@@ -7,7 +7,7 @@ AOT := .venv-aot
 CASES ?= 100000
 SEED ?= 0
 
-.PHONY: demo test slow fuzz notebooks check bench aot docs dist clean
+.PHONY: demo test slow fuzz matrix notebooks check bench aot docs dist clean
 
 demo: $(VENV)/.done
 	$(BIN)/python -m mithril_opt.demo
@@ -20,6 +20,11 @@ slow: $(VENV)/.done
 
 fuzz: $(VENV)/.done
 	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $(SEED)
+
+# The tests on other versions of Python and JAX, an hour or so; uv makes the environments.
+matrix: $(VENV)/.done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python scripts/matrix.py
 
 notebooks: $(VENV)/.done
 	$(BIN)/python -m pytest -q --nbmake notebooks

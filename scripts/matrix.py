@@ -1,12 +1,12 @@
 """The tests on several versions of Python and JAX: `python scripts/matrix.py`. Made for `make matrix`.
 
-Each cell is an environment of its own, made by uv with the newest versions that pyproject.toml admits, or with the oldest of
-what the library itself needs. A Python that is neither on this machine nor to be had is said to be missing. The table is
-printed, and written to docs/versions.md between its two marks.
+Each row is an environment of its own, made by uv: with the newest versions that pyproject.toml admits, or with the oldest of
+what the library itself needs. Test files that import what wants a newer JAX are left out there. A Python that uv neither finds
+nor can download is said to be missing. The table is printed, and written to docs/versions.md; `--only 3.13` renews its rows.
 """
 
 import argparse
-import platform
+import ast
 import re
 import subprocess
 import sys
@@ -17,65 +17,78 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "versions.md"
 CELLS = (("3.11", "oldest"), ("3.11", "newest"), ("3.12", "newest"), ("3.13", "newest"))
-OLDEST = re.compile(r'"(\w+)>=([\d.]+)"')
+TOOLS = ("chex", "hypothesis", "pytest", "pytest-xdist")
 HEADER = "| Python | JAX | optax | tests | day |\n|---|---|---|---|---|\n"
 MARKS = re.compile(r"(?<=<!-- begin -->\n).*(?=<!-- end -->)", re.DOTALL)
+FACTS = """
+import importlib.util, platform, jax, optax
+print(platform.python_version(), jax.__version__, optax.__version__)
+print(*(name for name in {names!r} if importlib.util.find_spec(name) is None))
+"""
 
 
 def oldest() -> list[str]:
     """The dependencies in the lowest versions that pyproject.toml admits; jaxlib is as old as jax."""
-    line = re.search(r"^dependencies = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    pins = [f"{name}=={version}" for name, version in OLDEST.findall(line.group(1) if line else "")]
-    return pins + [pin.replace("jax", "jaxlib") for pin in pins if pin.startswith("jax==")]
+    (line,) = re.findall(r"^dependencies = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    pins = [dependency.replace(">=", "==") for dependency in ast.literal_eval(line)]
+    return [*pins, *(pin.replace("jax", "jaxlib") for pin in pins if pin.startswith("jax=="))]
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def make(uv: str, python: str, versions: str, folder: Path) -> str | None:
+def imports() -> dict[str, set[str]]:
+    """By test file, the packages that it imports anywhere."""
+    found = {}
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+        found[path.relative_to(ROOT).as_posix()] = {name.split(".")[0] for name in names}
+    return found
+
+
+def make(uv: str, python: str, versions: str, folder: str) -> str:
     """Make an environment in `folder`; what went wrong, if anything did."""
-    made = run(uv, "venv", "--quiet", "--python", python, str(folder))
-    if made.returncode:
-        return f"no Python {python} here"
-    pins = oldest() if versions == "oldest" else []
-    packages = ("-e", ".[test]", *pins)
-    done = run(uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *packages)
-    return f"not installed: {done.stderr.strip().splitlines()[-1]}" if done.returncode else None
+    if run(uv, "venv", "--quiet", "--python", python, folder).returncode:
+        return "no such Python on this machine"
+    packages = ["-e", ".[test]"] if versions == "newest" else ["-e", ".[demo]", *oldest(), *TOOLS]
+    done = run(uv, "pip", "install", "--quiet", "--python", f"{folder}/bin/python", *packages)
+    return f"not installed: {done.stderr.strip().splitlines()[-1]}" if done.returncode else ""
 
 
-def version(python: Path, package: str) -> str:
-    program = f"import importlib.metadata as m; print(m.version({package!r}))"
-    return run(str(python), "-c", program).stdout.strip()
-
-
-def measure(uv: str, python: str, versions: str, arguments: list[str]) -> tuple[str, bool]:
+def measure(uv: str, python: str, versions: str, folder: str) -> tuple[str, bool]:
     """A row of the table, and whether its tests passed."""
-    with tempfile.TemporaryDirectory() as folder:
-        if problem := make(uv, python, versions, Path(folder) / "venv"):
-            return f"| {python} | {versions} | | {problem} | {date.today()} |\n", False
-        program = Path(folder) / "venv" / "bin" / "python"
-        tests = run(str(program), "-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal", *arguments)
-        last = (tests.stdout.strip().splitlines() or ["no output"])[-1]
-        full = run(str(program), "-c", "import platform; print(platform.python_version())").stdout.strip()
-        row = f"| {full} | {version(program, 'jax')} | {version(program, 'optax')} | {last.strip('= ')} | {date.today()} |\n"
-        if tests.returncode:
-            print(tests.stdout, file=sys.stderr)
-        return row, tests.returncode == 0
+    if problem := make(uv, python, versions, folder):
+        return f"| {python} | {versions} | | {problem} | {date.today()} |\n", False
+    program, needed = f"{folder}/bin/python", imports()
+    names = sorted(set().union(*needed.values()))
+    facts, lacking = run(program, "-c", FACTS.format(names=names)).stdout.splitlines()
+    left_out = [f"--ignore={file}" for file, packages in needed.items() if packages & {*lacking.split()}]
+    tests = run(program, "-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal", *left_out)
+    print(tests.stdout, file=sys.stderr)
+    last = tests.stdout.strip().splitlines()[-1].strip("= ")
+    found = last + (f", {len(left_out)} files left out" if left_out else "")
+    return f"| {' | '.join(facts.split())} | {found} | {date.today()} |\n", tests.returncode == 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", nargs="+", metavar="PYTHON-JAX", help="only these: 3.11-oldest, 3.13-newest, …")
-    options, arguments = parser.parse_known_args()
-    chosen = [cell for cell in CELLS if options.cells is None or "-".join(cell) in options.cells]
-    uv = str(Path(sys.executable).parent / "uv")
-    rows = [measure(uv, *cell, arguments) for cell in chosen]
-    table = HEADER + "".join(row for row, _ in rows)
-    print(f"{platform.platform()}\n{table}", end="")
-    if options.cells is None:
-        PAGE.write_text(MARKS.sub(table, PAGE.read_text()))
-    return 0 if all(passed for _, passed in rows) else 1
+    parser = argparse.ArgumentParser(description="The tests on several versions of Python and JAX.")
+    parser.add_argument("--only", metavar="PYTHON", help="only the rows of this version of Python")
+    only = parser.parse_args().only
+    page, table, passed = PAGE.read_text(), HEADER, True
+    for python, versions in CELLS:
+        kept = [row for row in page.splitlines(keepends=True) if row.startswith(f"| {python}")]
+        if only in (None, python):
+            with tempfile.TemporaryDirectory() as folder:
+                row, well = measure(str(Path(sys.executable).parent / "uv"), python, versions, folder)
+            table, passed = table + row, passed and well
+        else:
+            table += "".join(row for row in kept if row not in table)
+    print(table, end="")
+    PAGE.write_text(MARKS.sub(lambda _: table, page))
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":
