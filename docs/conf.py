@@ -42,8 +42,8 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
-copybutton_selector = (
-    "div.highlight-python pre, div.highlight-py pre, div.highlight-sh pre, div.doctest pre, div.cell_input pre"
+copybutton_selector = ", ".join(
+    f"div.{kind} pre" for kind in ("highlight-python", "highlight-py", "highlight-sh", "doctest", "cell_input")
 )
 
 add_module_names = False
@@ -96,5 +96,12 @@ def download(text, notebook):
     return f"{{download}}`{text} <../../notebooks/{notebook.name}>`"
 
 
+def links_to_copies(app, docname, source):
+    """A link to a notebook leads to its page."""
+    if not docname.startswith("notebooks/"):
+        source[0] = source[0].replace("../notebooks/", "notebooks/")
+
+
 def setup(app):
     copy_notebooks()
+    app.connect("source-read", links_to_copies)

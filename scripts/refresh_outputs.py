@@ -1,7 +1,7 @@
 """Write below each block of the documentation what it prints: `python -m scripts.refresh_outputs docs/quickstart.md …`.
 
-A block of text below is replaced if what it shows is no longer what is printed, up to rounding; where there is none and something is
-printed, it is put there. The tests compare the two.
+A block of text below is replaced if what it shows is no longer what is printed, up to rounding; where there is none and
+something is printed, it is put there. The tests compare the two.
 """
 
 import os
@@ -17,7 +17,7 @@ def refreshed(text: str, name: str) -> str:
     parts, last = [], 0
     for block, printed in run(text, name):
         below = shown_below(text, block)
-        if below and alike(printed, below.group(1)) or not printed:
+        if (below and alike(printed, below.group(1))) or not printed:
             continue
         parts += [text[last : block.end()], f"\n\n```text\n{printed}\n```"]
         last = below.end() if below else block.end()

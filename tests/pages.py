@@ -2,10 +2,10 @@
 
 import contextlib
 import io
-import math
 import re
 import textwrap
 from collections.abc import Iterator
+from decimal import Decimal
 
 FENCE = re.compile(r"^( *)(`{3,})(.*?)\n(.*?)^\1\2$", re.DOTALL | re.MULTILINE)
 SHOWN = re.compile(r"\s*```text\n(.*?)```$", re.DOTALL | re.MULTILINE)
@@ -40,6 +40,8 @@ def alike(printed: str, shown: str) -> bool:
 
 
 def close(a: str, b: str) -> bool:
-    if re.fullmatch(r"-?[\d,]+", a + b):
-        return a == b
-    return math.isclose(float(a.replace(",", "")), float(b.replace(",", "")), rel_tol=0.02)
+    x, y = Decimal(a.replace(",", "")), Decimal(b.replace(",", ""))
+    if a.lstrip("-").replace(",", "").isdigit() and b.lstrip("-").replace(",", "").isdigit():
+        return x == y
+    last_digit = max(Decimal((0, (1,), min(z.as_tuple().exponent, 0))) for z in (x, y))
+    return abs(x - y) <= max(last_digit, abs(y) / 50)
