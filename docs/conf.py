@@ -34,16 +34,29 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
-html_theme_options = {"show_navbar_depth": 1, "use_download_button": False, "show_toc_level": 2}
+html_theme_options = {
+    "show_navbar_depth": 1,
+    "use_download_button": False,
+    "show_toc_level": 2,
+}
 html_math_renderer = "mathml"
 
-nb_execution_mode = "off"  # the notebooks are committed with what they print, and the tests run them
+nb_execution_mode = (
+    "off"  # the notebooks are committed with what they print, and the tests run them
+)
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_selector = ", ".join(
-    f"div.{kind} pre" for kind in ("highlight-python", "highlight-py", "highlight-sh", "doctest", "cell_input")
+    f"div.{kind} pre"
+    for kind in (
+        "highlight-python",
+        "highlight-py",
+        "highlight-sh",
+        "doctest",
+        "cell_input",
+    )
 )
 
 add_module_names = False
@@ -80,7 +93,10 @@ def copy_notebooks():
     for notebook in notebooks:
         (target / notebook.name).write_text(with_download(notebook))
     names = "\n".join(notebook.stem for notebook in notebooks)
-    rows = "\n".join(f"- [](./{notebook.name}) ({download('download', notebook)})" for notebook in notebooks)
+    rows = "\n".join(
+        f"- [](./{notebook.name}) ({download('download', notebook)})"
+        for notebook in notebooks
+    )
     (target / "index.md").write_text(NOTEBOOKS.format(names=names, rows=rows))
 
 
@@ -88,7 +104,9 @@ def with_download(notebook):
     """The notebook with a line below its title that offers the file itself."""
     content = json.loads(notebook.read_text())
     title, *rest = "".join(content["cells"][0]["source"]).split("\n")
-    content["cells"][0]["source"] = "\n".join([title, "", download("Download this notebook", notebook), *rest])
+    content["cells"][0]["source"] = "\n".join(
+        [title, "", download("Download this notebook", notebook), *rest]
+    )
     return json.dumps(content)
 
 

@@ -10,7 +10,13 @@ def to_rst(app, what, name, obj, options, lines):
     literal, section, out = False, None, []
     for line in lines:
         heading = SECTION.match(line)
-        section = heading.group(1) if heading else None if line and not line.startswith(" ") else section
+        section = (
+            heading.group(1)
+            if heading
+            else None
+            if line and not line.startswith(" ")
+            else section
+        )
         # Within a section everything is indented; outside of one what is indented is a formula.
         formula = section is None and line.startswith("    ")
         if formula and not literal:
@@ -24,7 +30,10 @@ def in_rst(line):
     """Code in single backticks as code; bars are no substitutions."""
     parts, last = [], 0
     for match in CODE.finditer(line):
-        parts += [line[last : match.start()].replace("|", r"\|"), f"``{match.group().strip('`')}``"]
+        parts += [
+            line[last : match.start()].replace("|", r"\|"),
+            f"``{match.group().strip('`')}``",
+        ]
         last = match.end()
         parts += [r"\ "] if line[last : last + 1].isalnum() else []  # `Array`s
     return "".join([*parts, line[last:].replace("|", r"\|")])

@@ -10,7 +10,13 @@ import mithril_opt
 
 NAME = re.compile(r"(\w+)(\(.*\))?")  # `AdamW`, and `AdamW(weight_decay=0.1)`
 OTHERS = ("PyTorch", "optax", "Keras", "transformers", "timm", "Lightning", "Mithril")
-NO_LINKS = (nodes.reference, nodes.title, nodes.rubric, addnodes.pending_xref, addnodes.download_reference)
+NO_LINKS = (
+    nodes.reference,
+    nodes.title,
+    nodes.rubric,
+    addnodes.pending_xref,
+    addnodes.download_reference,
+)
 
 
 class Links(SphinxTransform):
@@ -19,12 +25,23 @@ class Links(SphinxTransform):
     def apply(self):
         for literal in list(self.document.findall(nodes.literal)):
             match = NAME.fullmatch(literal.astext())
-            if match and match.group(1) in mithril_opt.__all__ and not is_another(literal):
+            if (
+                match
+                and match.group(1) in mithril_opt.__all__
+                and not is_another(literal)
+            ):
                 literal.replace_self(self.link(literal, match.group(1)))
 
     def link(self, literal, name):
-        target = {"refdomain": "py", "reftype": "obj", "reftarget": f"mithril_opt.{name}", "refexplicit": True}
-        return addnodes.pending_xref("", literal.deepcopy(), refdoc=self.env.docname, refwarn=True, **target)
+        target = {
+            "refdomain": "py",
+            "reftype": "obj",
+            "reftarget": f"mithril_opt.{name}",
+            "refexplicit": True,
+        }
+        return addnodes.pending_xref(
+            "", literal.deepcopy(), refdoc=self.env.docname, refwarn=True, **target
+        )
 
 
 def is_another(literal):

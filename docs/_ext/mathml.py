@@ -10,7 +10,9 @@ def inline(self, node):
 
 
 def block(self, node):
-    self.body.append(f'<div class="math">{latex2mathml.tex2mathml(node.astext(), as_block=True)}</div>')
+    self.body.append(
+        f'<div class="math">{latex2mathml.tex2mathml(node.astext(), as_block=True)}</div>'
+    )
     raise nodes.SkipNode
 
 

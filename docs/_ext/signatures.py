@@ -36,18 +36,27 @@ def typed(app, what, name, obj, options, signature, returns):
         if inspect.isabstract(obj):
             return "", None
         has_fields = dataclasses.is_dataclass(obj) or hasattr(obj, "_fields")
-        return (with_types(inspect.signature(obj), annotations(obj)), None) if has_fields else None
+        return (
+            (with_types(inspect.signature(obj), annotations(obj)), None)
+            if has_fields
+            else None
+        )
     function = inspect.unwrap(obj)
     if not inspect.isfunction(function):
         return None
     node, bound = parsed(function), inspect.signature(obj)
     if what == "method":
         bound = bound.replace(parameters=list(bound.parameters.values())[1:])
-    return with_types(bound, {arg.arg: shown(arg.annotation) for arg in arguments(node.args)}), shown(node.returns)
+    return with_types(
+        bound, {arg.arg: shown(arg.annotation) for arg in arguments(node.args)}
+    ), shown(node.returns)
 
 
 def with_types(signature, types):
-    parameters = [with_type(parameter, types.get(parameter.name) or "Any") for parameter in signature.parameters.values()]
+    parameters = [
+        with_type(parameter, types.get(parameter.name) or "Any")
+        for parameter in signature.parameters.values()
+    ]
     return str(inspect.Signature(parameters))
 
 
@@ -60,12 +69,27 @@ def with_type(parameter, text):
 
 
 def annotations(cls):
-    bodies = [parsed(base).body for base in reversed(cls.__mro__) if base.__module__.startswith("mithril_opt")]
-    return {node.target.id: shown(node.annotation) for body in bodies for node in body if isinstance(node, ast.AnnAssign)}
+    bodies = [
+        parsed(base).body
+        for base in reversed(cls.__mro__)
+        if base.__module__.startswith("mithril_opt")
+    ]
+    return {
+        node.target.id: shown(node.annotation)
+        for body in bodies
+        for node in body
+        if isinstance(node, ast.AnnAssign)
+    }
 
 
 def arguments(args):
-    return [*args.posonlyargs, *args.args, *filter(None, [args.vararg]), *args.kwonlyargs, *filter(None, [args.kwarg])]
+    return [
+        *args.posonlyargs,
+        *args.args,
+        *filter(None, [args.vararg]),
+        *args.kwonlyargs,
+        *filter(None, [args.kwarg]),
+    ]
 
 
 def parsed(obj):
