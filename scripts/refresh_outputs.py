@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tests.pages import alike, run, shown_below
 
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")  # as in the tests, for docs/devices.md
+
 
 def refreshed(text: str, name: str) -> str:
     """The page with the outputs of its blocks."""

@@ -44,4 +44,4 @@ def close(a: str, b: str) -> bool:
     if a.lstrip("-").replace(",", "").isdigit() and b.lstrip("-").replace(",", "").isdigit():
         return x == y
     last_digit = max(Decimal((0, (1,), min(z.as_tuple().exponent, 0))) for z in (x, y))
-    return abs(x - y) <= max(last_digit, abs(y) / 50)
+    return abs(x - y) <= max(abs(y) / 50, min(last_digit, abs(y) / 10))

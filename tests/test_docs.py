@@ -42,6 +42,24 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
             assert not printed or alike(printed, shown), message
 
 
+@pytest.mark.parametrize(
+    ("printed", "shown", "same"),
+    [
+        ("loss 0.0612", "loss 0.0614", True),
+        ("loss 0.0612", "loss 0.0642", False),
+        ("rate 1e-04", "rate 2e-04", False),
+        ("a  1.0\nb  2.0", "a 1.0\nb 2.0", True),
+        ("compiled: 1", "compiled: 2", False),
+        ("1,024 bytes", "1,025 bytes", False),
+        ("loss 0.5", "rate 0.5", False),
+        ("loss 0.5", "loss 0.5 0.5", False),
+        ("loss 0.5", "", False),
+    ],
+)
+def test_what_is_alike(printed, shown, same):
+    assert alike(printed, shown) == same
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in WIDER])
 def test_code_fits_its_column(page):
     blocks = [block for block in FENCE.finditer((ROOT / page).read_text()) if block.group(3) in ("python", "py", "sh")]

@@ -8,8 +8,12 @@ from sphinx.transforms import SphinxTransform
 
 import mithril_opt
 
+# Heads of columns in which `Adam` is another library's.
+OTHERS = re.compile(
+    "torch|PyTorch|optax|Keras|timm|transformers|Mithril|Trainer|TrainingArguments"
+    "|configure_optimizers"
+)
 NAME = re.compile(r"(\w+)(\(.*\))?")  # `AdamW`, and `AdamW(weight_decay=0.1)`
-OTHERS = ("PyTorch", "optax", "Keras", "transformers", "timm", "Lightning", "Mithril")
 NO_LINKS = (
     nodes.reference,
     nodes.title,
@@ -25,12 +29,9 @@ class Links(SphinxTransform):
     def apply(self):
         for literal in list(self.document.findall(nodes.literal)):
             match = NAME.fullmatch(literal.astext())
-            if (
-                match
-                and match.group(1) in mithril_opt.__all__
-                and not is_another(literal)
-            ):
-                literal.replace_self(self.link(literal, match.group(1)))
+            name = match.group(1) if match else None
+            if name in mithril_opt.__all__ and not is_another(literal):
+                literal.replace_self(self.link(literal, name))
 
     def link(self, literal, name):
         target = {
@@ -51,7 +52,7 @@ def is_another(literal):
         if isinstance(above, NO_LINKS):
             return True
         if isinstance(above, nodes.entry):
-            return any(other in header_of(above) for other in OTHERS)
+            return bool(OTHERS.search(header_of(above)))
     return False
 
 
