@@ -48,15 +48,8 @@ myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
-copybutton_selector = ", ".join(
-    f"div.{kind} pre"
-    for kind in (
-        "highlight-python",
-        "highlight-py",
-        "highlight-sh",
-        "doctest",
-        "cell_input",
-    )
+copybutton_selector = (
+    "div.highlight:not(.highlight-text *, .output *) pre"  # no outputs
 )
 
 add_module_names = False
