@@ -1,18 +1,31 @@
 """The documentation: `make docs`."""
 
-import inspect
-import re
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import mithril_opt
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
 
 project = "mithril_opt"
 author = "the mithril_opt authors"
 release = version = mithril_opt.__version__
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "docstrings",
+    "links",
+    "mathml",
+    "reference",
+    "signatures",
+]
 exclude_patterns = ["_build"]
 
 html_theme = "sphinx_book_theme"
@@ -21,23 +34,47 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
-html_theme_options = {"show_navbar_depth": 1, "use_download_button": False, "show_toc_level": 2}
+html_theme_options = {
+    "show_navbar_depth": 1,
+    "use_download_button": False,
+    "show_toc_level": 2,
+}
+html_math_renderer = "mathml"
 
-nb_execution_mode = "off"  # the notebooks are committed with what they print, and the tests run them
-myst_enable_extensions = ["colon_fence"]
+nb_execution_mode = (
+    "off"  # the notebooks are committed with what they print, and the tests run them
+)
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_selector = (
+    "div.highlight:not(.highlight-text *, .output *) pre"  # no outputs
+)
 
 add_module_names = False
 toc_object_entries_show_parents = "hide"
-autodoc_typehints = "none"  # the docstrings say what each argument is
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_attr_annotations = False  # the signature has them
 
-SECTION = re.compile(r"^(Args|Attributes|Example|Raises|Returns|Yields):$")
-CODE = re.compile(r"``.+?``|`[^`]+`")
-PUBLIC = re.compile(r"^\.\. public:: (.+)$", re.MULTILINE)
+NOTEBOOKS = """# Notebooks
+
+They run from top to bottom on a CPU, a GPU or a TPU.
+
+```{{toctree}}
+:hidden:
+
+{names}
+```
+
+{rows}
+"""
 
 
 def copy_notebooks():
@@ -47,78 +84,35 @@ def copy_notebooks():
     target.mkdir()
     notebooks = sorted((HERE.parent / "notebooks").glob("*.ipynb"))
     for notebook in notebooks:
-        shutil.copy(notebook, target)
+        (target / notebook.name).write_text(with_download(notebook))
     names = "\n".join(notebook.stem for notebook in notebooks)
-    page = f"# Notebooks\n\nThey run from top to bottom on a CPU, a GPU or a TPU.\n\n```{{toctree}}\n{names}\n```\n"
-    (target / "index.md").write_text(page)
+    rows = "\n".join(
+        f"- [](./{notebook.name}) ({download('download', notebook)})"
+        for notebook in notebooks
+    )
+    (target / "index.md").write_text(NOTEBOOKS.format(names=names, rows=rows))
 
 
-def reference(text):
-    """`.. public:: optimizers wrappers.clip` as the entries of what is public there: what is new has its entry for free."""
-    return PUBLIC.sub(lambda match: "\n".join(entries(match.group(1).split())), text)
+def with_download(notebook):
+    """The notebook with a line below its title that offers the file itself."""
+    content = json.loads(notebook.read_text())
+    title, *rest = "".join(content["cells"][0]["source"]).split("\n")
+    content["cells"][0]["source"] = "\n".join(
+        [title, "", download("Download this notebook", notebook), *rest]
+    )
+    return json.dumps(content)
 
 
-def entries(modules):
-    public = [(name, getattr(mithril_opt, name)) for name in mithril_opt.__all__]
-    there = [(name, value) for module in modules for name, value in sorted(public, key=place) if lives_in(value, module)]
-    summary = [".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name, _ in there), ""]
-    return [".. currentmodule:: mithril_opt", "", *summary, *(line for name, value in there for line in entry(name, value))]
+def download(text, notebook):
+    return f"{{download}}`{text} <../../notebooks/{notebook.name}>`"
 
 
-def place(item):
-    value = inspect.unwrap(item[1])
-    defined = inspect.isclass(value) or inspect.isfunction(value)
-    return (value.__module__, inspect.getsourcelines(value)[1]) if defined else ("", 0)
-
-
-def lives_in(value, module):
-    return f"{value.__module__}.".startswith(f"mithril_opt.{module}.")
-
-
-def entry(name, value):
-    kind = "function" if not inspect.isclass(value) else "exception" if issubclass(value, Exception) else "class"
-    members = ", ".join(methods(value)) if kind == "class" else ""
-    return [f".. auto{kind}:: {name}", *([f"   :members: {members}"] if members else []), ""]
-
-
-def methods(cls):
-    """The methods that a class explains itself and no base of it has."""
-    inherited = {name for base in cls.__mro__[1:] for name in vars(base)}
-    own = {name: value for name, value in vars(cls).items() if not name.startswith("_") and name not in inherited}
-    return [name for name, value in own.items() if inspect.isfunction(value) and value.__doc__]
-
-
-def to_rst(app, what, name, obj, options, lines):
-    """Docstrings are plain text: single backticks around code, formulas in indented blocks. Make reStructuredText of them."""
-    literal, section, out = False, None, []
-    for line in lines:
-        heading = SECTION.match(line)
-        section = heading.group(1) if heading else None if line and not line.startswith(" ") else section
-        # Within a section everything is indented; outside of one what is indented is a formula.
-        formula = section is None and line.startswith("    ")
-        if formula and not literal:
-            out += ["", ".. code-block:: text", ""]
-        literal = formula or (literal and not line.strip())
-        out.append(line if literal or section == "Example" else in_rst(line))
-    lines[:] = out
-
-
-def in_rst(line):
-    """Code in single backticks as a link where it is a public name, as code otherwise; bars are no substitutions."""
-    parts, last = [], 0
-    for match in CODE.finditer(line):
-        parts += [line[last : match.start()].replace("|", r"\|"), code(match.group())]
-        last = match.end()
-        parts += [r"\ "] if line[last : last + 1].isalnum() else []  # `Array`s
-    return "".join([*parts, line[last:].replace("|", r"\|")])
-
-
-def code(text):
-    name = text.strip("`")
-    return f":py:obj:`~mithril_opt.{name}`" if name in mithril_opt.__all__ else f"``{name}``"
+def links_to_copies(app, docname, source):
+    """A link to a notebook leads to its page."""
+    if not docname.startswith("notebooks/"):
+        source[0] = source[0].replace("../notebooks/", "notebooks/")
 
 
 def setup(app):
     copy_notebooks()
-    app.connect("source-read", lambda app, docname, source: source.__setitem__(0, reference(source[0])))
-    app.connect("autodoc-process-docstring", to_rst, priority=1)  # before napoleon
+    app.connect("source-read", links_to_copies)

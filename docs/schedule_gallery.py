@@ -40,7 +40,9 @@ ONE_CYCLE = OneCycleLR(1.0, total_steps=STEPS)
 
 PANELS = {
     "LambdaLR": LambdaLR(1.0, lambda step: 1 / (1 + step / 20)),
-    "MultiplicativeLR": MultiplicativeLR(1.0, lambda step: jnp.where(step % 20 == 0, 0.7, 0.995)),
+    "MultiplicativeLR": MultiplicativeLR(
+        1.0, lambda step: jnp.where(step % 20 == 0, 0.7, 0.995)
+    ),
     "StepLR": StepLR(1.0, step_size=50, gamma=0.5),
     "MultiStepLR": MultiStepLR(1.0, milestones=[100, 150], gamma=0.3),
     "ExponentialLR": ExponentialLR(1.0, gamma=0.98),
@@ -56,21 +58,44 @@ PANELS = {
     "CosineHardRestartsLR": CosineHardRestartsLR(1.0, decay_steps=180, num_cycles=3),
     "CyclicLR, triangular": CyclicLR(0.1, 1.0, step_size_up=20, step_size_down=30),
     "CyclicLR, triangular2": CyclicLR(0.1, 1.0, step_size_up=25, mode="triangular2"),
-    "CyclicLR, exp_range": CyclicLR(0.1, 1.0, step_size_up=20, mode="exp_range", gamma=0.99),
+    "CyclicLR, exp_range": CyclicLR(
+        0.1, 1.0, step_size_up=20, mode="exp_range", gamma=0.99
+    ),
     "OneCycleLR": ONE_CYCLE,
     "OneCycleMomentum": ONE_CYCLE.momentum_schedule(),
-    "LinearWarmupScheduler": LinearWarmupScheduler(40, 0.1, 1.0, ExponentialLR(1.0, gamma=0.99)),
-    "WarmupCosLR": PerEpoch(WarmupCosLR(0.05, 1.0, warmup_epochs=4, epochs=20), steps_per_epoch=10),
+    "LinearWarmupScheduler": LinearWarmupScheduler(
+        40, 0.1, 1.0, ExponentialLR(1.0, gamma=0.99)
+    ),
+    "WarmupCosLR": PerEpoch(
+        WarmupCosLR(0.05, 1.0, warmup_epochs=4, epochs=20), steps_per_epoch=10
+    ),
     "NoamLR": NoamLR(d_model=1, warmup_steps=50, factor=50**0.5),
-    "WarmupStableDecayLR": WarmupStableDecayLR(1.0, 30, 100, 60, decay_type="1-sqrt", min_lr_ratio=0.05),
-    "WarmupStableDecayLR, cosine": WarmupStableDecayLR(1.0, 40, 60, 80, warmup_type="cosine"),
-    "SequentialLR": SequentialLR([LinearLR(1.0, 0.1, total_iters=30), CosineAnnealingLR(1.0, T_max=70)], milestones=[30]),
-    "ChainedScheduler": ChainedScheduler([LinearWarmupScheduler(30, 0.0, 1.0), StepLR(1.0, step_size=60, gamma=0.5)]),
+    "WarmupStableDecayLR": WarmupStableDecayLR(
+        1.0, 30, 100, 60, decay_type="1-sqrt", min_lr_ratio=0.05
+    ),
+    "WarmupStableDecayLR, cosine": WarmupStableDecayLR(
+        1.0, 40, 60, 80, warmup_type="cosine"
+    ),
+    "SequentialLR": SequentialLR(
+        [LinearLR(1.0, 0.1, total_iters=30), CosineAnnealingLR(1.0, T_max=70)],
+        milestones=[30],
+    ),
+    "ChainedScheduler": ChainedScheduler(
+        [LinearWarmupScheduler(30, 0.0, 1.0), StepLR(1.0, step_size=60, gamma=0.5)]
+    ),
     "PerEpoch": PerEpoch(CosineDecayLR(1.0, decay_steps=10), steps_per_epoch=20),
     "ReduceLROnPlateau": ReduceLROnPlateau(1.0, factor=0.5, patience=10, cooldown=10),
-    "warm-up, ReduceLROnPlateau": LinearWarmupScheduler(40, 0.0, 1.0, ReduceLROnPlateau(1.0, factor=0.3, patience=15)),
+    "warm-up, ReduceLROnPlateau": LinearWarmupScheduler(
+        40, 0.0, 1.0, ReduceLROnPlateau(1.0, factor=0.3, patience=15)
+    ),
 }
-COLORS = ["tab:blue"] * 10 + ["tab:green"] * 5 + ["tab:purple"] * 5 + ["tab:orange"] * 5 + ["tab:red"] * 5
+COLORS = (
+    ["tab:blue"] * 10
+    + ["tab:green"] * 5
+    + ["tab:purple"] * 5
+    + ["tab:orange"] * 5
+    + ["tab:red"] * 5
+)
 
 
 def rates(schedule):
@@ -81,7 +106,11 @@ def rates(schedule):
         step, metric = at
         return schedule.observe(memory, metric, step), schedule.read(memory, step)
 
-    return np.asarray(jax.lax.scan(advance, schedule.init(), (jnp.arange(STEPS), jnp.float32(metrics)))[1])
+    return np.asarray(
+        jax.lax.scan(
+            advance, schedule.init(), (jnp.arange(STEPS), jnp.float32(metrics))
+        )[1]
+    )
 
 
 def main():
@@ -90,8 +119,12 @@ def main():
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(6, 5, figsize=(10.5, 10.5), layout="constrained", sharex=True)
-    for ax, color, (title, schedule) in zip(axes.flat, COLORS, PANELS.items(), strict=True):
+    figure, axes = plt.subplots(
+        6, 5, figsize=(10.5, 10.5), layout="constrained", sharex=True
+    )
+    for ax, color, (title, schedule) in zip(
+        axes.flat, COLORS, PANELS.items(), strict=True
+    ):
         values = rates(schedule)
         ax.plot(values, color=color)
         ax.fill_between(range(STEPS), values, color=color, alpha=0.12, linewidth=0)

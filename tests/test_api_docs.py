@@ -12,9 +12,9 @@ import pytest
 import mithril_opt
 
 DOCS = Path(__file__).parent.parent / "docs"
-reference = runpy.run_path(str(DOCS / "conf.py"))["reference"]
+reference = runpy.run_path(str(DOCS / "_ext" / "reference.py"))["reference"]
 PAGES = [reference(page.read_text()) for page in sorted((DOCS / "reference").glob("*.md"))]
-ENTRY = re.compile(r"^\.\. auto(class|exception|function):: (\w+)$", re.MULTILINE)
+ENTRY = re.compile(r"^\.\. auto(class|exception|function):: (\w+)(?:\(…\))?$", re.MULTILINE)
 ENTRIES = [name for page in PAGES for _, name in ENTRY.findall(page)]
 SUMMARIES = [name for page in PAGES for name in re.findall(r"^   (\w+)$", page, re.MULTILINE)]
 NAMES = sorted(mithril_opt.__all__)

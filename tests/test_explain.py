@@ -123,7 +123,7 @@ def test_abstract_parameters_and_long_runs():
     assert not warnings(table)
 
 
-# What is surely wrong.
+# What is probably a mistake.
 
 
 def test_a_sound_setup_gets_no_warnings():

@@ -252,7 +252,7 @@ class Optimizer(Hooks, abc.ABC):
         return None
 
     def lints(self, learning_rate: float) -> list[str]:
-        """What is surely wrong with this rule in a run whose largest learning rate is `learning_rate`, in a few words each."""
+        """What is probably a mistake in a run whose largest learning rate is `learning_rate`, in a few words each."""
         return []
 
     def rules(self, params: PyTree) -> "list[tuple[str, Optimizer] | None]":

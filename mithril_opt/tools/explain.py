@@ -19,7 +19,7 @@ COLUMNS = ("path", "shape", "dtype", "group", "optimizer", "rate at start", "pea
 
 
 def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
-    """What `optimizer` will do to each parameter, with totals, and warnings of what is surely wrong.
+    """What `optimizer` will do to each parameter, with totals, and warnings of what is probably a mistake.
 
     The table prints itself. Below its rows it says what is around the rules: what clips which gradients, which parameters
     `eval_params` are. It warns of a warm-up that is longer than the run, or that ends at another rate than what follows begins
