@@ -37,6 +37,18 @@ TABLES = [
         [0.0, 5.0, 10.0, 9.755, 9.045, 7.939, 6.545, 5.0, 3.455, 2.061, 0.955],
     ),
     (
+        get_cosine_with_min_lr_schedule_with_warmup(10.0, **LENGTHS, min_lr=2.0),
+        [0.0, 5.0, 10.0, 9.696, 8.828, 7.531, 6.0, 4.469, 3.172, 2.304, 2.0],
+    ),
+    (
+        get_cosine_with_min_lr_schedule_with_warmup_lr_rate(10.0, 3, 10, min_lr_rate=0.2),
+        [3.333, 6.667, 10.0, 9.604, 8.494, 6.89, 5.11, 3.506, 2.396, 2.0, 2.396],
+    ),
+    (
+        get_cosine_with_min_lr_schedule_with_warmup_lr_rate(10.0, 3, 10, min_lr_rate=0.2, warmup_lr_rate=0.1),
+        [1.0, 5.5, 10.0, 9.604, 8.494, 6.89, 5.11, 3.506, 2.396, 2.0, 2.396],
+    ),
+    (
         get_cosine_with_hard_restarts_schedule_with_warmup(10.0, **LENGTHS, num_cycles=2),
         [0.0, 5.0, 10.0, 8.536, 5.0, 1.464, 10.0, 8.536, 5.0, 1.464, 0.0],
     ),
