@@ -109,6 +109,10 @@ class MultiOptimizer(Optimizer):
         split = zip(self.optimizers.items(), self._split(params), strict=True)
         return [(optimizer, own, _part(state, name)) for (name, optimizer), (own,) in split]
 
+    def with_parts(self, state: OptState, parts: list[Any]) -> OptState:
+        """`state` with other states of the groups, in the order of `parts`, on its own clock."""
+        return _join(state.step, dict(zip(self.optimizers, parts, strict=True)))
+
     def get_learning_rate(self, state: OptState) -> dict[str, Any]:
         """The rate that the next update will use in each group: float32 scalars by group name; a dictionary of them for a
         nested one. A group that has no rate, or keeps it to itself, is left out."""
