@@ -184,9 +184,7 @@ def _with_memories(
 ) -> Any:
     """`state` with what PyTorch's schedulers have seen."""
     if not memories_in(state):
-        raise ValueError(
-            "no learning rate here follows a metric, they are functions of the count of updates: leave scheduler out"
-        )
+        raise ValueError("no learning rate here follows a metric, they are functions of the updates made: leave scheduler out")
     factors = {own.path: own.factor for own in next_update(optimizer, params, state)}
 
     def change(rule: Optimizer, own: PyTree, part: Any) -> Any:

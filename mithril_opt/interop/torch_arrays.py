@@ -47,22 +47,33 @@ def permuted(value: np.ndarray, axes: Sequence[int] | None, path: str) -> np.nda
     return value if axes is None else value.transpose(axes).copy()
 
 
-def fitted(value: Any, leaf: Any, spec: Any, axes: Sequence[int] | None, name: str, path: str) -> Any:
-    """PyTorch's `value`, which it calls `name`, in shape, dtype and place of `leaf`; it must have the shape of `spec`."""
-    array = permuted(as_numpy(value), axes, path)
-    if array.shape != spec.shape:
-        hint = _hint(as_numpy(value), spec, path) if axes is None else ""
-        raise ValueError(f"PyTorch's {name!r} of {path!r} has shape {array.shape}, not {describe_leaf(spec)}{hint}")
+def fitted(value: Any, leaf: Any, spec: Any, axes: Sequence[int] | None, name: str, path: str, order: str) -> Any:
+    """PyTorch's `value` in shape, dtype and place of `leaf`.
+
+    Args:
+        value: a tensor or an array.
+        leaf: what it is to be.
+        spec: the shape that it must have, once turned, and the dtype.
+        axes: how it is turned.
+        name: what PyTorch calls it.
+        path: of the parameter.
+        order: what `names` must follow, for the message if it has another shape.
+    """
+    array, where = as_numpy(value), f"PyTorch's {name!r} of {path!r}"
+    turned = array if array.ndim != len(spec.shape) else permuted(array, axes, path)
+    if turned.shape != spec.shape:
+        hint = _hint(array, spec, path) if axes is None else ""
+        raise ValueError(f"{where} has shape {turned.shape}, not {describe_leaf(spec)}{hint or order}")
     if np.iscomplexobj(array) and not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        raise ValueError(f"PyTorch's {name!r} of {path!r} is {array.dtype}, but {path!r} is {describe_leaf(spec)}")
-    return placed(array.reshape(leaf.shape).astype(leaf.dtype), leaf)
+        raise ValueError(f"{where} is {array.dtype}, but {path!r} is {describe_leaf(spec)}")
+    return placed(turned.reshape(leaf.shape).astype(leaf.dtype), leaf)
 
 
 def _hint(value: np.ndarray, spec: Any, path: str) -> str:
     turn = USUAL_TURNS.get(value.ndim)
     if turn is None or value.transpose(turn).shape != spec.shape:
         return ""
-    return f"; transpose={[path]!r} turns it" if turn == (1, 0) else f"; transpose={ {path: turn}!r} turns it"
+    return f"; transpose={[path] if turn == (1, 0) else {path: turn}!r} turns it"
 
 
 def as_numpy(value: Any) -> np.ndarray:

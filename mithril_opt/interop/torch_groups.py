@@ -83,7 +83,7 @@ def kept_by_path(optimizer: Optimizer, params: PyTree, state_dict: Mapping[str, 
 
 def _rows(label: Any, state_dict: Mapping[str, Any], names: Names) -> list[Kept]:
     """What PyTorch has of each parameter of an optimizer, in the order of its groups."""
-    groups = state_dict["param_groups"] or [{"params": range(len(names))}]
+    groups: list[Any] = state_dict["param_groups"] or [{"params": range(len(names))}]
     return [
         Kept(label, key, name, _without_nones(state_dict["state"].get(key, {})), group)
         for group in groups

@@ -74,12 +74,13 @@ def _with(memory: PyTree, **values: Any) -> PyTree:
 
 def _reductions(schedule: Schedule, memory: PyTree, step: Any, rate: float) -> int:
     """How often the rate was reduced until it was `rate`."""
-    rates = jax.vmap(lambda n: schedule.read(_with(memory, num_reductions=n), step))(jnp.arange(MOST_REDUCTIONS))
+    rate_after = jax.vmap(lambda reductions: schedule.read(_with(memory, num_reductions=reductions), step))
+    rates = jax.jit(rate_after)(jnp.arange(MOST_REDUCTIONS))
     fits = np.isclose(rates, rate, rtol=1e-6, atol=0)
     if not fits.any():
-        first = ", ".join(f"{float(value):.9g}" for value in rates[:3])
+        first = ", ".join(f"{float(value):.8g}" for value in rates[:3])
         raise ValueError(
-            f"PyTorch's scheduler has reduced the rate to {rate:.9g}, but here it goes {first}, …: see to the first rate, "
+            f"PyTorch's scheduler has reduced the rate to {rate:.8g}, but here it goes {first}, …: see to the first rate, "
             "factor and min_lr of ReduceLROnPlateau"
         )
     return int(fits.argmax())

@@ -41,12 +41,13 @@ def params_from_torch(params: PyTree, state_dict: Mapping[str, Any], names: Name
         Array([[1.], [2.]], dtype=float32)
     """
     theirs, axes = _names_by_path(params, state_dict, names), axes_of(transpose, paths_of(names))
+    order = "" if isinstance(names, Mapping) else "; names must follow the order of state_dict"
 
     def taken(path: str, leaf: Any) -> Any:
         if path not in theirs:
             return leaf
         name, leaf = theirs[path], as_array(leaf)
-        return fitted(state_dict[name], leaf, leaf, axes.get(path), name, path)
+        return fitted(state_dict[name], leaf, leaf, axes.get(path), name, path, order)
 
     return jax.tree.structure(params).unflatten([taken(path, leaf) for path, leaf in leaves_with_paths(params)])
 

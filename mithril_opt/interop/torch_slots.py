@@ -87,7 +87,8 @@ def _filled_slot(
         if slot not in theirs.slots:
             return jnp.ones_like(leaf)
         name, spec = theirs.slots[slot], jax.ShapeDtypeStruct(_unreduced(leaf.shape, reduced[path].get(slot)), leaf.dtype)
-        return fitted(entries[path][name], leaf, spec, axes.get(path), name, path)
+        order = "; names must follow the order of the parameter groups"
+        return fitted(entries[path][name], leaf, spec, axes.get(path), name, path, order)
 
     return jax.tree.structure(tree).unflatten([fill(path, leaf) for path, leaf in leaves_with_paths(tree)])
 
