@@ -15,6 +15,7 @@ from mithril_opt.interop.torch_groups import Kept, check_settings, kept_by_path,
 from mithril_opt.interop.torch_memory import loss_scale_from, memories_in, remembered
 from mithril_opt.interop.torch_slots import common_step, entries_of, filled
 from mithril_opt.mixed_precision.commit import TrainerState
+from mithril_opt.mixed_precision.readings import check_made_by
 from mithril_opt.mixed_precision.trainer import MixedPrecisionTrainer
 from mithril_opt.wrappers.accumulate import Accumulate
 from mithril_opt.wrappers.base import Wrapper
@@ -133,8 +134,8 @@ def state_to_torch(
         {0: {'sum': array([1., 1.], dtype=float32), 'step': array(1., dtype=float32)}}
     """
     if isinstance(optimizer, MixedPrecisionTrainer):
-        inner = state.optimizer if isinstance(state, TrainerState) else state
-        return state_to_torch(optimizer.optimizer, params, inner, state_dict, names, transpose)
+        check_made_by(state, TrainerState, "state", "init")
+        return state_to_torch(optimizer.optimizer, params, state.optimizer, state_dict, names, transpose)
     axes, kept = back(axes_of(transpose, paths_of(names))), kept_by_path(optimizer, params, state_dict, names)
     check_state(optimizer, state)
     state, entries = optimizer.unpack(state), {}
@@ -188,12 +189,12 @@ def _with_memories(
     factors = {own.path: own.factor for own in next_update(optimizer, params, state)}
 
     def change(rule: Optimizer, own: PyTree, part: Any) -> Any:
-        paths = [path for path, _ in leaves_with_paths(trained(own)) if factors.get(path)]
-        if not part.schedules or not paths:
+        if not part.schedules:
             return part
-        row, factor = kept[paths[0]], factors[paths[0]]
-        seen = scheduler if row.label is None or not isinstance(scheduler, Mapping) else scheduler.get(row.label)
-        rate = float(row.group["lr"]) / factor if "lr" in row.group else None
+        factor, path = max((factors[path], path) for path, _ in leaves_with_paths(trained(own)) if path in factors)
+        label, group = kept[path].label, kept[path].group
+        seen = scheduler if label is None or not isinstance(scheduler, Mapping) else scheduler.get(label)
+        rate = float(group["lr"]) / factor if factor and "lr" in group else None
         return part._replace(schedules=remembered(rule, part, seen, rate))
 
     return _rebuilt(optimizer, params, state, step, change)

@@ -22,7 +22,7 @@ class Kept(NamedTuple):
         key: what the `state_dict` of that calls it.
         name: what the model calls it; None unless the optimizer was given `named_parameters()`.
         entry: its state; empty before its first update.
-        group: its parameter group; of no settings where the `state_dict` has none.
+        group: its parameter group; empty where the `state_dict` has none.
     """
 
     label: Any
@@ -34,6 +34,7 @@ class Kept(NamedTuple):
 
 def rules_of(optimizer: Optimizer, params: PyTree) -> dict[str, Optimizer]:
     """By path, the rule of each parameter that trains."""
+    params = trained(params)
     columns = zip(leaves_with_paths(params), optimizer.rules(params), strict=True)
     return {path: rule[1] for (path, _), rule in columns if rule is not None}
 
@@ -83,11 +84,13 @@ def kept_by_path(optimizer: Optimizer, params: PyTree, state_dict: Mapping[str, 
 
 def _rows(label: Any, state_dict: Mapping[str, Any], names: Names) -> list[Kept]:
     """What PyTorch has of each parameter of an optimizer, in the order of its groups."""
-    groups: list[Any] = state_dict["param_groups"] or [{"params": range(len(names))}]
+    groups: list[Any] = state_dict["param_groups"] or [{}]
     return [
         Kept(label, key, name, _without_nones(state_dict["state"].get(key, {})), group)
         for group in groups
-        for key, name in zip(group["params"], group.get("param_names", itertools.repeat(None)), strict=False)
+        for key, name in zip(
+            group.get("params", range(len(names))), group.get("param_names", itertools.repeat(None)), strict=False
+        )
     ]
 
 
@@ -106,7 +109,7 @@ def _in_order(names: Names, rows: list[Kept]) -> list[str]:
 
 
 def _check_rule(path: str, theirs: Counterpart, group: Mapping[str, Any]) -> None:
-    if set(group) == {"params"}:  # nothing is known of it
+    if not group:
         return
     of_rule = f"this is no state of torch.optim.{theirs.name}"
     order = f"; by names it is that of {path!r}, and names must follow the order of the parameter groups"
@@ -140,7 +143,7 @@ class Next(NamedTuple):
 
 def next_update(optimizer: Optimizer, params: PyTree, state: Any) -> list[Next]:
     """What the next update does to each parameter that it moves."""
-    resolved, moves = optimizer.resolve(state), moving(optimizer, params)
+    resolved, moves, params = optimizer.resolve(state), moving(optimizer, params), trained(params)
     columns = zip(leaves_with_paths(params), resolved.rules(params), resolved.around(params), strict=True)
     return [_next(path, leaf, rule[1], around) for (path, leaf), rule, around in columns if rule and path in moves]
 
