@@ -89,8 +89,8 @@ def _reductions(schedule: Schedule, memory: PyTree, step: Any, rate: float) -> i
 def scheduler_to_torch(state: PyTree, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """The `state_dict` of PyTorch's `ReduceLROnPlateau` with what ours has seen.
 
-    The reduced rate itself is in the parameter groups, where `state_to_torch` puts it. Other schedulers are functions of the
-    count of updates: `{**scheduler.state_dict(), "last_epoch": int(state.step)}`.
+    The reduced rate itself is in the parameter groups, where `state_to_torch` puts it. Other schedulers, but for those made of
+    several, need the count of updates alone: `{**scheduler.state_dict(), "last_epoch": int(state.step)}`.
 
     Args:
         state: the state of an optimizer or a trainer whose learning rates follow one metric.
