@@ -174,6 +174,25 @@ def test_a_scheduler_of_epochs_or_of_updates(schedule, rate):
         state_from_torch(optimizer, params, {**saved, "param_groups": [{**group, "lr": 0.5}]}, ["w"])
 
 
+def test_rates_near_0_may_differ_by_a_millionth_of_the_first():
+    saved, last = state_dict("warmup"), two_groups(lambda peak: peak * 1e-7)
+    for group in saved["param_groups"]:
+        group["lr"] = 0.0
+    moved(last, saved=saved)
+    del saved["param_groups"][0]["initial_lr"]
+    with pytest.raises(ValueError, match=r"'body/w' has lr = 0 in PyTorch, but 1\S*e-09 in the next update here"):
+        moved(last, saved=saved)
+
+
+def test_numbers_and_what_does_not_train_among_the_parameters():
+    params, optimizer = {"count": 3, "scale": 1.0}, AdamW(decay_mask=lambda path, leaf: leaf.ndim > 1)
+    saved = {"state": {0: {"step": np.float32(2), "exp_avg": np.float32(1), "exp_avg_sq": np.float32(1)}}}
+    saved["param_groups"] = [{"params": [0], "betas": (0.9, 0.999), "amsgrad": False, "lr": 1e-3, "weight_decay": 0}]
+    state = state_from_torch(optimizer, params, saved, ["scale"])
+    assert specs(state) == specs(optimizer.init(params))
+    assert bits(state_to_torch(optimizer, params, state, saved, ["scale"])["state"]) == bits(saved["state"])
+
+
 def of_plateau(schedule, scheduler, rate=0.005, step=6):
     """An SGD, and its state moved from one of PyTorch's that follows a metric."""
     optimizer, params = SGD(learning_rate=schedule), {"w": jnp.ones(2)}
@@ -193,6 +212,16 @@ def test_the_memory_of_a_plateau():
     maximum = ReduceLROnPlateau(0.01, mode="max", factor=0.5)
     best = of_plateau(maximum, {**seen, "mode": "max", "best": -math.inf})[1].schedules["learning_rate"].best
     assert best == maximum.init().best
+
+
+def test_a_plateau_under_factors_of_the_rate():
+    rule = AdamW(learning_rate=plateau(0.01), weight_decay=0.1, decay_mask=lambda path, leaf: path.endswith("w"))
+    optimizer = ScaleRate(rule, {("*/b", "embed"): 3.0})
+    state = moved(optimizer, "plateau", scheduler=scheduler_of("plateau"))
+    assert state.schedules["learning_rate"].num_reductions == 1
+    held = ScaleRate(optimizer, {"*": 0.0})
+    with pytest.raises(ValueError, match="the reduced rate, 'lr' in the param_groups of PyTorch's optimizer, is missing"):
+        moved(held, "plateau", scheduler=scheduler_of("plateau"))
 
 
 @pytest.mark.parametrize(("step", "rate", "reductions"), [(2, 0.002, 0), (6, 0.005, 1)])
