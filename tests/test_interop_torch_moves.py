@@ -27,6 +27,7 @@ from mithril_opt import (
     EMA,
     SGD,
     Accumulate,
+    AdaGrad,
     AdamW,
     Clip,
     Frozen,
@@ -174,6 +175,30 @@ def test_a_scheduler_of_epochs_or_of_updates(schedule, rate):
         state_from_torch(optimizer, params, {**saved, "param_groups": [{**group, "lr": 0.5}]}, ["w"])
 
 
+def test_the_rate_of_the_step_before_is_another_one():
+    """Of a schedule of 100,000 steps."""
+    schedule = lambda peak: lambda k: peak * (0.7 + (k - 7) / 100_000)  # noqa: E731
+    with pytest.raises(ValueError, match=r"after 6 updates 'body/b' has lr = 0.021 in PyTorch, but 0.0209\d+ in the next"):
+        moved(two_groups(schedule))
+
+
+def test_momentum_that_is_missing_is_0_and_counts_that_are_missing_are_an_error():
+    saved = {"adamw": state_dict("two_optimizers"), "sgd": state_dict("two_optimizers", 1)}
+    del saved["sgd"]["state"][1]
+    state = moved(two_groups(warmup, rest=SGD), "two_optimizers", saved)
+    assert not state.slots["rest"].trace["head"]["b"].any()
+    assert state.slots["rest"].trace["body"]["b"].any()
+    for entry in saved["adamw"]["state"].values():
+        del entry["step"]
+    with pytest.raises(
+        ValueError, match=r"the state of torch.optim.SGD does not count its updates; give their number as step="
+    ):
+        moved(two_groups(warmup, rest=SGD), "two_optimizers", saved)
+    assert moved(two_groups(warmup, rest=SGD), "two_optimizers", saved, step=6).step == 6
+    with pytest.raises(ValueError, match=r"the state of torch.optim.Adagrad does not count its updates"):
+        state_from_torch(AdaGrad(), {"w": jnp.ones(2)}, {"state": {0: {"sum": np.ones(2)}}, "param_groups": []}, ["w"])
+
+
 def test_rates_near_0_may_differ_by_a_millionth_of_the_first():
     saved, last = state_dict("warmup"), two_groups(lambda peak: peak * 1e-7)
     for group in saved["param_groups"]:
@@ -218,6 +243,10 @@ def test_a_plateau_under_factors_of_the_rate():
     rule = AdamW(learning_rate=plateau(0.01), weight_decay=0.1, decay_mask=lambda path, leaf: path.endswith("w"))
     optimizer = ScaleRate(rule, {("*/b", "embed"): 3.0})
     state = moved(optimizer, "plateau", scheduler=scheduler_of("plateau"))
+    assert state.schedules["learning_rate"].num_reductions == 1
+    saved = state_dict("plateau")
+    saved["param_groups"][0]["lr"] = 0.0
+    state = moved(ScaleRate(optimizer, {"*/w": 0.0}), "plateau", saved, scheduler=scheduler_of("plateau"))
     assert state.schedules["learning_rate"].num_reductions == 1
     held = ScaleRate(optimizer, {"*": 0.0})
     with pytest.raises(ValueError, match="the reduced rate, 'lr' in the param_groups of PyTorch's optimizer, is missing"):

@@ -195,6 +195,14 @@ def test_a_tree_of_labels_gets_the_line_to_write(labels):
     assert multi.owners(PARAMS) == jax.tree.leaves(whole)
 
 
+def test_labels_of_paths_that_look_like_globs():
+    optimizers, labels = {"a": Adam(), "b": SGD()}, {"w[0]": "a", "w*": "b"}
+    with pytest.raises(TypeError) as caught:
+        MultiOptimizer(optimizers, groups=labels)
+    multi = MultiOptimizer(optimizers, **eval(f"dict({str(caught.value).partition('; write ')[2]})"))
+    assert multi.owners(dict.fromkeys(labels, jnp.ones(2))) == ["b", "a"]
+
+
 def test_labels_that_are_long_or_a_function_get_predicates():
     optimizers = {"matrices": Adam(), "rest": SGD()}
     for labels in ({f"layer {i}": "rest" for i in range(100)}, lambda params: jax.tree.map(lambda _: "rest", params)):

@@ -31,7 +31,7 @@ def common_step(optimizer: Optimizer, params: PyTree, kept: Mapping[str, Kept], 
     if len(counts) > 1:
         raise ValueError(f"the parameters made different numbers of updates, {sorted(counts)}; one clock cannot hold them")
     if not counts and (any(entries.values()) or not any(theirs.counts for theirs in rules.values())):
-        name = next((theirs.name for theirs in rules.values() if not theirs.counts), "SGD")
+        name = next((theirs.name for path, theirs in rules.items() if "step" not in entries[path]), "SGD")
         raise ValueError(f"the state of torch.optim.{name} does not count its updates; give their number as step=")
     return next(iter(counts), 0)
 
