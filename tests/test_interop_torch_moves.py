@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from interop import assert_close
 from oracles import torch_runs as oracle
-from torch_runs import (
+from torch_checkpoints import (
     NAMES,
     ORDER,
     SCALING,

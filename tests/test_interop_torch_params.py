@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torch_runs import NAMES, TURNED, part, state_dict, template
+from torch_checkpoints import NAMES, TURNED, part, state_dict, template
 
 from mithril_opt import params_from_torch, params_to_torch
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from interop import assert_close
 from oracles import torch_runs as oracle
-from torch_runs import (
+from torch_checkpoints import (
     DATA,
     NAMES,
     ORDER,
