@@ -38,7 +38,10 @@ from mithril_opt import (
     Quantize,
     ReduceLROnPlateau,
     ScaleRate,
+    Schedule,
+    SequentialLR,
     StepLR,
+    pytree,
     scaler_to_torch,
     scheduler_to_torch,
     state_from_torch,
@@ -284,6 +287,27 @@ def test_schedulers_that_are_missing_or_have_no_use():
             step=1,
             scheduler=scheduler,
         )
+
+
+@pytree
+class Halving(Schedule):
+    """A schedule with a memory that is not PyTorch's: the rate halves with every metric."""
+
+    def init(self):
+        return jnp.float32(1)
+
+    def observe(self, memory, metric, step):
+        return memory / 2
+
+    def value_given(self, step, memory):
+        return memory
+
+
+@pytest.mark.parametrize("given", [None, scheduler_of("plateau")])
+@pytest.mark.parametrize(("schedule", "found"), [(Halving(), 0), (SequentialLR([plateau(0.01), plateau(0.01)], [9]), 2)])
+def test_memories_that_are_not_torchs(schedule, found, given):
+    with pytest.raises(ValueError, match=rf"follows a metric, but only one ReduceLROnPlateau can be moved; it has {found}"):
+        of_plateau(schedule, given)
 
 
 def test_schedulers_of_several_optimizers():

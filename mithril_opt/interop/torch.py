@@ -12,7 +12,7 @@ from mithril_opt.core.tree import leaves_with_paths, trained
 from mithril_opt.core.typing import PyTree
 from mithril_opt.interop.torch_arrays import Axes, Names, axes_of, back, paths_of
 from mithril_opt.interop.torch_groups import Kept, check_settings, kept_by_path, moving, next_update, separate, with_rates
-from mithril_opt.interop.torch_memory import loss_scale_from, memories_in, remembered
+from mithril_opt.interop.torch_memory import loss_scale_from, remembered
 from mithril_opt.interop.torch_slots import common_step, entries_of, filled
 from mithril_opt.mixed_precision.commit import TrainerState
 from mithril_opt.mixed_precision.readings import check_made_by
@@ -89,7 +89,10 @@ def state_from_torch(
     count = common_step(optimizer, params, kept, step)
     template = optimizer.unpack(optimizer.init(params))
     state = _rebuilt(optimizer, params, template, count, functools.partial(filled, kept, axes))
-    if memories_in(state) or scheduler is not None:
+    follows = any(part.schedules for _, _, part in _each_rule(optimizer, params, state))
+    if scheduler is not None and not follows:
+        raise ValueError("no learning rate here follows a metric, they are functions of the updates made: leave scheduler out")
+    if follows:
         state = _with_memories(optimizer, params, state, count, kept, scheduler)
     check_settings(kept, next_update(optimizer, params, state), ("lr", "weight_decay"), count)
     return optimizer.pack(state)
@@ -184,8 +187,6 @@ def _with_memories(
     optimizer: Optimizer, params: PyTree, state: Any, step: int, kept: Mapping[str, Kept], scheduler: Any
 ) -> Any:
     """`state` with what PyTorch's schedulers have seen."""
-    if not memories_in(state):
-        raise ValueError("no learning rate here follows a metric, they are functions of the updates made: leave scheduler out")
     factors = {own.path: own.factor for own in next_update(optimizer, params, state)}
 
     def change(rule: Optimizer, own: PyTree, part: Any) -> Any:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mithril_opt.core.fields import shown
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.schedule import Schedule
 from mithril_opt.core.typing import PyTree
@@ -22,11 +23,6 @@ SCALED = ("scale", "_growth_tracker")
 MOST_REDUCTIONS = 4096
 
 
-def memories_in(state: PyTree) -> list[PlateauState]:
-    """What the schedules that follow a metric remember in `state`."""
-    return [node for node in jax.tree.leaves(state, is_leaf=_is_memory) if _is_memory(node)]
-
-
 def _is_memory(node: Any) -> bool:
     return isinstance(node, PlateauState)
 
@@ -34,33 +30,39 @@ def _is_memory(node: Any) -> bool:
 def remembered(rule: Optimizer, state: Any, scheduler: Any, rate: float | None) -> dict[str, PyTree]:
     """What the schedules of `rule` remember: what PyTorch's `scheduler` does, and as many reductions as lead to `rate`."""
     name = type(rule).__name__
-    if set(state.schedules) - {"learning_rate"}:
-        others = sorted(set(state.schedules) - {"learning_rate"})
+    if others := sorted(set(state.schedules) - {"learning_rate"}):
         raise ValueError(f"{name}: {others} follow a metric, but in PyTorch only a learning rate does; move with numbers there")
+    schedule, memory = rule.schedules["learning_rate"], state.schedules["learning_rate"]
+    _check_scheduler(name, _plateau_in(schedule), scheduler)
+    if rate is None:
+        raise ValueError(f"{name}: the reduced rate, 'lr' in the param_groups of PyTorch's optimizer, is missing")
+    # Before the first metric its best is infinite, and ours is what init makes it.
+    seen = {key: scheduler[key] for key in REMEMBERED if np.isfinite(float(scheduler[key]))}
+    memory = _with(memory, **seen)
+    return {"learning_rate": _with(memory, num_reductions=_reductions(schedule, memory, state.step, rate))}
+
+
+def _check_scheduler(name: str, plateau: ReduceLROnPlateau, scheduler: Any) -> None:
+    """Raise a ValueError unless `scheduler` is what PyTorch's of the rule `name` keeps that is `plateau` here."""
     if not isinstance(scheduler, Mapping) or not set(scheduler) >= set(REMEMBERED):
         found = sorted(map(str, scheduler)) if isinstance(scheduler, Mapping) else scheduler
         raise ValueError(
             f"{name}: its learning_rate follows a metric, so what PyTorch's ReduceLROnPlateau has seen is needed: "
             f"state_from_torch(..., scheduler=scheduler.state_dict()); got {found}"
         )
-    if rate is None:
-        raise ValueError(f"{name}: the reduced rate, 'lr' in the param_groups of PyTorch's optimizer, is missing")
-    schedule, memory = rule.schedules["learning_rate"], state.schedules["learning_rate"]
-    _check_mode(schedule, scheduler)
-    seen = {"num_bad_epochs": scheduler["num_bad_epochs"], "cooldown_counter": scheduler["cooldown_counter"]}
-    if np.isfinite(float(scheduler["best"])):
-        seen["best"] = scheduler["best"]
-    memory = _with(memory, **seen)
-    return {"learning_rate": _with(memory, num_reductions=_reductions(schedule, memory, state.step, rate))}
-
-
-def _check_mode(schedule: Schedule, scheduler: Mapping[str, Any]) -> None:
-    is_plateau = lambda node: isinstance(node, ReduceLROnPlateau)  # noqa: E731
-    plateaus = [node for node in jax.tree.leaves(schedule, is_leaf=is_plateau) if is_plateau(node)]
-    if len(plateaus) != 1:
-        raise ValueError(f"{schedule!r} has {len(plateaus)} schedules that follow a metric as PyTorch's does; it must have one")
-    if plateaus[0].mode != (theirs := scheduler.get("mode", plateaus[0].mode)):
+    if plateau.mode != (theirs := scheduler.get("mode", plateau.mode)):
         raise ValueError(f"PyTorch's scheduler has mode {theirs!r}; write ReduceLROnPlateau(..., mode={theirs!r})")
+
+
+def _plateau_in(schedule: Schedule) -> ReduceLROnPlateau:
+    """The one schedule in `schedule` that follows a metric."""
+    is_plateau = lambda node: isinstance(node, ReduceLROnPlateau)  # noqa: E731
+    found = [node for node in jax.tree.leaves(schedule, is_leaf=is_plateau) if is_plateau(node)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{shown(schedule)} follows a metric, but only one ReduceLROnPlateau can be moved; it has {len(found)}"
+        )
+    return found[0]
 
 
 def _with(memory: PyTree, **values: Any) -> PyTree:
@@ -110,7 +112,8 @@ def scheduler_to_torch(state: PyTree, state_dict: Mapping[str, Any]) -> dict[str
         >>> scheduler_to_torch(state, {"patience": 10, "best": float("inf")})
         {'patience': 10, 'best': 0.5, 'num_bad_epochs': 0, 'cooldown_counter': 0}
     """
-    seen = {tuple(getattr(memory, name).item() for name in REMEMBERED) for memory in memories_in(state)}
+    memories = [node for node in jax.tree.leaves(state, is_leaf=_is_memory) if _is_memory(node)]
+    seen = {tuple(getattr(memory, name).item() for name in REMEMBERED) for memory in memories}
     if len(seen) != 1:
         raise ValueError(f"a ReduceLROnPlateau of PyTorch has seen one series of metrics, but this state {len(seen)}")
     best, bad, cooling = seen.pop()
