@@ -106,6 +106,8 @@ def main(arguments=None):
     parser.add_argument("--precision", default="bfloat16", help="float32, bfloat16 or float16")
     parser.add_argument("--distributed", action="store_true", help="this process is one of several")
     options = parser.parse_args(arguments)
+    if options.steps < VALIDATE_EVERY:
+        parser.error(f"argument --steps: the first validation, and checkpoint, is after {VALIDATE_EVERY}, got {options.steps}")
     if options.distributed:
         jax.distributed.initialize()  # finds the others under Slurm, MPI, Kubernetes and on TPU pods
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))

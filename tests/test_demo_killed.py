@@ -190,6 +190,7 @@ def test_metrics_of_another_run(begun, capsys):
 
 def test_options_that_need_a_folder(tmp_path, capsys):
     refuses(capsys, "--resume: needs --checkpoint-dir", f"--out={tmp_path}", "--resume")
+    refuses(capsys, "--checkpoint-every: needs --checkpoint-dir", f"--out={tmp_path}", "--checkpoint-every=50")
     (tmp_path / "file").touch()
     refuses(capsys, "--checkpoint-dir: cannot write", f"--out={tmp_path}", f"--checkpoint-dir={tmp_path / 'file' / 'below'}")
     refuses(capsys, "--checkpoint-every", f"--out={tmp_path}", "--checkpoint-every=0")

@@ -104,6 +104,13 @@ def test_it_goes_on_to_the_bit(precision, tmp_path):
     assert steps(parts) == steps(whole)
 
 
+def test_fewer_steps_than_a_validation_takes(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--steps=49")
+    assert "argument --steps: the first validation, and checkpoint, is after 50, got 49" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
 def test_batches_are_epochs_in_another_order_each():
     example = runpy.run_path(EXAMPLE)
     rows = [example["batch_rows"](step, 4 * example["BATCH"]) for step in range(1, 9)]

@@ -122,7 +122,7 @@ def test_matrices_transposed_and_the_order_of_the_names():
 
 
 def test_a_state_without_updates_is_a_fresh_one():
-    params, optimizer = recorded("start"), Adam()
+    params, optimizer = recorded("start"), Adam(learning_rate=0.1)
     fresh = {"state": {}, "param_groups": DESCRIPTION["param_groups"]["adam"]}
     state = state_from_torch(optimizer, params, fresh, NAMES)
     assert bits(state) == bits(optimizer.init(params))
@@ -173,12 +173,13 @@ def test_the_state_of_another_optimizer():
 def test_adam_and_adamw_have_the_same_state_but_not_the_same_decay(ours, theirs, state):
     groups = [dict(group) for group in DESCRIPTION["param_groups"][theirs]]
     saved = {"state": torch_state("adam")["state"] if state is None else {}, "param_groups": groups}
-    decoupled = theirs == "adamw"
+    decoupled, decay = theirs == "adamw", groups[0]["weight_decay"]
+    both = {"adam": Adam(learning_rate=0.1, weight_decay=decay), "adamw": AdamW(learning_rate=0.1, weight_decay=decay)}
     with pytest.raises(ValueError, match=rf"a parameter group has {{'decoupled_weight_decay': {decoupled}}}"):
-        moved("adam", {"adam": Adam(), "adamw": AdamW()}[ours], saved)
+        moved("adam", both[ours], saved)
     for group in saved["param_groups"]:
         del group["decoupled_weight_decay"]  # an older PyTorch
-    moved("adam", {"adam": Adam(), "adamw": AdamW()}[ours], saved)
+    moved("adam", both[ours], saved)
 
 
 def test_names_and_transpositions_that_do_not_fit():

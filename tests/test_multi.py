@@ -1,5 +1,7 @@
 """Several optimizers as one."""
 
+import dataclasses
+import functools
 import re
 
 import jax
@@ -177,6 +179,58 @@ ERRORS = [
 def test_bad_input(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+LABELS = {"embed": "embedding", "body": {"w": "rest", "b": ["rest", "embedding"]}}
+
+
+@pytest.mark.parametrize("labels", [LABELS, {**LABELS, "body": "rest"}])
+def test_a_tree_of_labels_gets_the_line_to_write(labels):
+    """The line makes the groups that optax would."""
+    optimizers = {"embedding": Adam(), "rest": SGD()}
+    with pytest.raises(TypeError, match=r"where optax has a tree of names; write groups=\{'embedding'") as caught:
+        MultiOptimizer(optimizers, groups=labels)
+    multi = MultiOptimizer(optimizers, **eval(f"dict({str(caught.value).partition('; write ')[2]})"))
+    whole = jax.tree.map(lambda label, below: jax.tree.map(lambda _: label, below), labels, PARAMS)
+    assert multi.owners(PARAMS) == jax.tree.leaves(whole)
+
+
+def test_labels_of_paths_that_look_like_globs():
+    optimizers, labels = {"a": Adam(), "b": SGD()}, {"w[0]": "a", "w*": "b"}
+    with pytest.raises(TypeError) as caught:
+        MultiOptimizer(optimizers, groups=labels)
+    multi = MultiOptimizer(optimizers, **eval(f"dict({str(caught.value).partition('; write ')[2]})"))
+    assert multi.owners(dict.fromkeys(labels, jnp.ones(2))) == ["b", "a"]
+
+
+def test_labels_that_are_long_or_a_function_get_predicates():
+    optimizers = {"matrices": Adam(), "rest": SGD()}
+    for labels in ({f"layer {i}": "rest" for i in range(100)}, lambda params: jax.tree.map(lambda _: "rest", params)):
+        with pytest.raises(TypeError, match="MultiOptimizer: groups say for each name which") as caught:
+            MultiOptimizer(optimizers, groups=labels)
+        multi = MultiOptimizer(optimizers, **eval(f"dict({str(caught.value).partition('; write ')[2]})"))
+        assert multi.owners(PARAMS) == ["rest", "rest", "matrices", "matrices"]
+
+
+def test_groups_that_are_called_like_leaves_are_no_labels():
+    multi = MultiOptimizer({"embed": SGD(), "body": SGD()}, groups={"embed": ["embed"], "body": "body*"})
+    assert multi.owners(PARAMS) == ["body", "body", "body", "embed"]
+    assert dataclasses.replace(MultiOptimizer({"embed": SGD()}, groups={"embed": "embed"})).group_names == ["embed"]
+
+
+MASKS = [{"embed": True, "body": {"w": True, "b": [False, False]}}, lambda params: jax.tree.map(lambda p: p.ndim > 1, params)]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_mask_of_optax_gets_the_line_to_write(mask):
+    line = "decay_mask=lambda path, leaf: leaf.ndim > 1"
+    with pytest.raises(TypeError, match=f"AdamW: decay_mask must be a function .*; .*write {line}") as caught:
+        AdamW(decay_mask=mask)
+    assert str(caught.value).endswith(line)
+    rule = AdamW(**eval(f"dict({line})"))
+    assert [bool(rule.decays(path, leaf)) for path, leaf in (("embed", PARAMS["embed"]), ("b", jnp.ones(2)))] == [True, False]
+    for other in (dict, isinstance, functools.partial(lambda a, path, leaf: a, True)):  # which may take two arguments
+        AdamW(decay_mask=other)
 
 
 def test_patterns_are_checked_on_update_too():

@@ -82,7 +82,9 @@ def torch_state(name):
         if key.startswith(f"{name}/"):
             _, index, entry = key.split("/")
             state.setdefault(int(index), {})[entry] = value
-    return {"state": state, "param_groups": SETTINGS[name]["param_groups"]}
+    # Their rate was recorded after the last step.
+    groups = [{key: value for key, value in group.items() if key != "lr"} for group in SETTINGS[name]["param_groups"]]
+    return {"state": state, "param_groups": groups}
 
 
 def params_at(name, step):

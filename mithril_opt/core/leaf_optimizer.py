@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from mithril_opt.core import slots as storage
 from mithril_opt.core.decay_rate import DecayRate
-from mithril_opt.core.fields import Number, rule_of, shown
+from mithril_opt.core.fields import Number, rule_of
 from mithril_opt.core.launches import together
 from mithril_opt.core.numerics import compute_dtype, real_dtype, saturating_increment
+from mithril_opt.core.optax_calls import refuse_mask
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import check_scalars, with_fields
 from mithril_opt.core.reductions import axes_at, check_axes
@@ -55,8 +56,7 @@ class LeafOptimizer(Optimizer):
         super().__post_init__()
         name, mask = type(self).__name__, self.decay_mask
         check_axes(f"{name}: unit_axes", self.unit_axes)
-        if not (mask is None or callable(mask)):
-            raise TypeError(f"{name}: decay_mask must be a function (path, leaf) -> bool, got {shown(mask)}")
+        refuse_mask(name, mask)
         if mask is not None and not _masked_fields(self):
             raise TypeError(f"{name}: decay_mask has nothing to switch off; declare the decay as number(..., masked=True)")
 

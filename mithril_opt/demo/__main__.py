@@ -15,6 +15,7 @@ from mithril_opt.demo.storage import FLOAT32, STORAGES
 from mithril_opt.demo.train import TWO_GROUPS, named_optimizers, train
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
+CHECKPOINT_EVERY = 50
 PRECISIONS = ("float16", "bfloat16", "float32")
 # The options that make a run what it is: one that goes on must have the same.
 SETTINGS = ("steps", "seed", "precision", "optimizer", "storage")
@@ -54,7 +55,8 @@ def add_checkpoint_options(parser: Parser) -> None:
     group = parser.add_argument_group("checkpoints", "A run that is killed goes on with the same command and --resume.")
     group.add_argument("--checkpoint-dir", type=Path, default=None, metavar="DIR", help="folder for checkpoints")
     every = whole_number(1, 1_000_000)
-    group.add_argument("--checkpoint-every", type=every, default=50, metavar="N", help="steps from one to the next")
+    help_text = f"steps from one to the next (default: {CHECKPOINT_EVERY})"
+    group.add_argument("--checkpoint-every", type=every, default=argparse.SUPPRESS, metavar="N", help=help_text)
     group.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
 
 
@@ -75,15 +77,15 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 def open_checkpoints(options: argparse.Namespace) -> Checkpoints | None:
     """The checkpoints that the options ask for; a ValueError if those in the folder are not to be gone on from."""
-    folder, metrics = options.checkpoint_dir, options.out / METRICS
+    folder, metrics, every = options.checkpoint_dir, options.out / METRICS, getattr(options, "checkpoint_every", None)
     if folder is None:
-        if options.resume:
-            raise ValueError("argument --resume: needs --checkpoint-dir")
+        for option, given in (("--resume", options.resume), ("--checkpoint-every", every)):
+            if given:
+                raise ValueError(f"argument {option}: needs --checkpoint-dir")
         return None
+    settings = {name: getattr(options, name) for name in SETTINGS}
     try:
-        checkpoints = Checkpoints(
-            folder, options.checkpoint_every, {name: getattr(options, name) for name in SETTINGS}, metrics
-        )
+        checkpoints = Checkpoints(folder, every or CHECKPOINT_EVERY, settings, metrics)
     except OSError as error:
         raise ValueError(f"argument --checkpoint-dir: cannot write to {str(folder)!r}: {error.strerror}") from None
     if checkpoints.step and not options.resume:

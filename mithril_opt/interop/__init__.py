@@ -9,5 +9,9 @@ from mithril_opt.interop.state_dict import from_state_dict as from_state_dict
 from mithril_opt.interop.state_dict import to_state_dict as to_state_dict
 from mithril_opt.interop.torch import state_from_torch as state_from_torch
 from mithril_opt.interop.torch import state_to_torch as state_to_torch
+from mithril_opt.interop.torch_memory import scaler_to_torch as scaler_to_torch
+from mithril_opt.interop.torch_memory import scheduler_to_torch as scheduler_to_torch
+from mithril_opt.interop.torch_params import params_from_torch as params_from_torch
+from mithril_opt.interop.torch_params import params_to_torch as params_to_torch
 
 __all__ = _public(globals())  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,42 +1,65 @@
-"""PyTorch's optimizer states, both ways, so that a run can be moved. torch is not imported: tensors become NumPy arrays."""
+"""PyTorch's optimizer states, both ways, so that a run can be moved whole: groups, wrappers, schedules and the loss scale."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mithril_opt.core.optimizer import Optimizer
-from mithril_opt.core.state import Counterpart, OptState, check_state, checked_step
-from mithril_opt.core.tree import describe_leaf, leaves_with_paths, listed, trained
+from mithril_opt.core.state import check_state
+from mithril_opt.core.tree import leaves_with_paths, trained
 from mithril_opt.core.typing import PyTree
-from mithril_opt.interop.state_dict import placed
-
-Axes: TypeAlias = Sequence[str] | Mapping[str, Sequence[int]]
+from mithril_opt.interop.torch_arrays import Axes, Names, axes_of, back, paths_of
+from mithril_opt.interop.torch_groups import Kept, check_settings, kept_by_path, moving, next_update, separate, with_rates
+from mithril_opt.interop.torch_memory import loss_scale_from, remembered
+from mithril_opt.interop.torch_slots import common_step, entries_of, filled
+from mithril_opt.mixed_precision.commit import TrainerState
+from mithril_opt.mixed_precision.readings import check_made_by
+from mithril_opt.mixed_precision.trainer import MixedPrecisionTrainer
+from mithril_opt.wrappers.accumulate import Accumulate
+from mithril_opt.wrappers.base import Wrapper
+from mithril_opt.wrappers.multi import MultiOptimizer
 
 
 def state_from_torch(
-    optimizer: Optimizer,
+    optimizer: Optimizer | MixedPrecisionTrainer,
     params: PyTree,
     state_dict: Mapping[str, Any],
-    names: Sequence[str],
+    names: Names,
     transpose: Axes = (),
     step: int | None = None,
-) -> OptState:
-    """The state of `optimizer` with the numbers of a PyTorch `optimizer.state_dict()` of the same rule.
+    scheduler: Mapping[str, Any] | None = None,
+    scaler: Mapping[str, Any] | None = None,
+) -> Any:
+    """The state of `optimizer` with the numbers of a PyTorch `optimizer.state_dict()` of the same rules.
+
+    The groups of a `MultiOptimizer` need not be PyTorch's parameter groups, but each parameter must be trained as it was there:
+    by the same rule, with the weight decay and, in the next update, the rate that its group in PyTorch has ("lr" after
+    `scheduler.step()`). For another rate from here on, delete "lr" from the groups, or move with PyTorch's rate and use the
+    state with another optimizer. A schedule is a function of the count of updates, with which `scheduler.last_epoch` must
+    agree; that of a scheduler that makes a step per epoch is a `PerEpoch`. Where `GradScaler` skipped updates, their scheduler
+    has gone on: write `lambda step: schedule(step + skipped)`.
+
+    What a wrapper keeps of its own, an average or the window of `Accumulate`, begins afresh.
 
     Args:
-        optimizer: one whose rule PyTorch has too: `SGD`, `AdamW`, `NAdam`, … `Adafactor` without `beta1`, with
+        optimizer: one whose rules PyTorch has too: `SGD`, `AdamW`, `NAdam`, … `Adafactor` without `beta1`, with
             `min_dim_size_to_factor=1` and as `matrix_axes` those that are PyTorch's last two: (-1, -2) for a transposed matrix.
+            A `MultiOptimizer` of them, also with `Frozen` groups, a wrapper around them, or a `MixedPrecisionTrainer`.
         params: the parameters in JAX.
-        state_dict: what PyTorch's optimizer returned, with tensors or NumPy arrays.
-        names: for each parameter, in the order in which PyTorch's optimizer was given them, its path in `params`
-            ("decoder/w").
+        state_dict: what PyTorch's optimizer returned, with tensors or NumPy arrays. If there were several, a dictionary of them
+            under any names.
+        names: the paths of the parameters in `params` ("decoder/w"), in PyTorch's order: group by group, and optimizer by
+            optimizer. Or a dictionary from PyTorch's names to paths, as for `params_from_torch`, in that order, which does not
+            matter if PyTorch's optimizer was given `named_parameters()`.
         transpose: the paths whose matrices PyTorch keeps transposed, as (out, in): the weights of `torch.nn.Linear`, usually.
             Or a dictionary from paths to what `numpy.transpose` needs to turn PyTorch's array into ours: (2, 3, 1, 0) for the
             weight of a `torch.nn.Conv2d`.
         step: number of updates made, for a state that does not say it (that of `torch.optim.SGD`).
+        scheduler: the `state_dict()` of PyTorch's `ReduceLROnPlateau`, where a learning rate follows a metric; the reduced rate
+            is that of the parameter groups. With several optimizers, a dictionary of them under the same names.
+        scaler: the `state_dict()` of PyTorch's `GradScaler`, for a trainer that scales the loss.
 
     Returns:
         A state as `optimizer.init(params)` makes it, in dtypes and placement too.
@@ -44,7 +67,8 @@ def state_from_torch(
     Raises:
         ValueError: an optimizer without a counterpart, a state of another one, names that are not the paths of `params`, a slot
             that is missing, unknown or of another shape, complex moments, parameters that made different numbers of updates,
-            or a number that is not known.
+            a number that is not known; a rate or weight decay that is not PyTorch's; or a scheduler or scaler that is missing,
+            has no use, or cannot have come to where it is by the settings here.
 
     Example:
         >>> import jax.numpy as jnp
@@ -55,35 +79,45 @@ def state_from_torch(
         >>> state.step, state.slots.mu
         (Array(3, dtype=int32), {'w': Array([1., 1.], dtype=float32)})
     """
-    theirs, axes = _counterpart(optimizer), _axes(transpose, names)
-    _check_real(optimizer, params)
-    template, entries = optimizer.init(params), _entries(theirs, state_dict, params, names)
-    slots = {slot: tree for slot, tree in template.slots._asdict().items() if tree is not None}
-    _check_entries(entries, theirs, slots)
-    count = jnp.asarray(_common_step(theirs, list(entries.values()), step), jnp.int32)
-    filled = {
-        slot: _filled(tree, theirs.slots.get(slot), entries, axes, _reduced(theirs, params, slot))
-        for slot, tree in slots.items()
-    }
-    return template._replace(step=count, slots=template.slots._replace(**filled))
+    if isinstance(optimizer, MixedPrecisionTrainer):
+        loss_scale = loss_scale_from(optimizer, scaler)
+        inner = state_from_torch(optimizer.optimizer, params, state_dict, names, transpose, step, scheduler)
+        return TrainerState(inner, loss_scale)
+    if scaler is not None:
+        raise ValueError("a loss scale belongs to a trainer; give MixedPrecisionTrainer(None, optimizer) in place of optimizer")
+    axes, kept = axes_of(transpose, paths_of(names)), kept_by_path(optimizer, params, state_dict, names)
+    count = common_step(optimizer, params, kept, step)
+    template = optimizer.unpack(optimizer.init(params))
+    state = _rebuilt(optimizer, params, template, count, functools.partial(filled, kept, axes))
+    follows = any(part.schedules for _, _, part in _each_rule(optimizer, params, state))
+    if scheduler is not None and not follows:
+        raise ValueError("no learning rate here follows a metric, they are functions of the updates made: leave scheduler out")
+    if follows:
+        state = _with_memories(optimizer, params, state, count, kept, scheduler)
+    check_settings(kept, next_update(optimizer, params, state), ("lr", "weight_decay"), count)
+    return optimizer.pack(state)
 
 
 def state_to_torch(
-    optimizer: Optimizer,
+    optimizer: Optimizer | MixedPrecisionTrainer,
     params: PyTree,
-    state: OptState,
+    state: Any,
     state_dict: Mapping[str, Any],
-    names: Sequence[str],
+    names: Names,
     transpose: Axes = (),
 ) -> dict[str, Any]:
     """A PyTorch `state_dict` with the numbers of `state`: the inverse of `state_from_torch`.
 
+    What else PyTorch's loop needs is made by `scheduler_to_torch` and `scaler_to_torch`. What a wrapper keeps of its own stays
+    behind.
+
     Args:
-        optimizer: the optimizer that `state` belongs to.
+        optimizer: the optimizer or trainer that `state` belongs to.
         params: the parameters in JAX.
         state: its state.
-        state_dict: the `state_dict()` of PyTorch's optimizer, fresh or not; its `param_groups` are kept.
-        names: for each parameter, in PyTorch's order, its path in `params`.
+        state_dict: the `state_dict()` of PyTorch's optimizer, fresh or not; its `param_groups` are kept, but for "lr", which
+            becomes the rate of the next update. If there are several, a dictionary of them.
+        names: the paths of the parameters in PyTorch's order, or a dictionary, as for `state_from_torch`.
         transpose: as for `state_from_torch`, which it undoes.
 
     Returns:
@@ -91,7 +125,8 @@ def state_to_torch(
         of updates is in it, but for `torch.optim.SGD`, which has none.
 
     Raises:
-        ValueError: as `state_from_torch` does.
+        ValueError: as `state_from_torch` does; or `Accumulate` is in mid-window, or the parameters of one of PyTorch's groups
+            have different rates.
 
     Example:
         >>> import jax.numpy as jnp
@@ -101,150 +136,66 @@ def state_to_torch(
         >>> state_to_torch(optimizer, params, state, {"state": {}, "param_groups": []}, names=["w"])["state"]
         {0: {'sum': array([1., 1.], dtype=float32), 'step': array(1., dtype=float32)}}
     """
-    theirs, axes = _counterpart(optimizer), _axes(transpose, names)
+    if isinstance(optimizer, MixedPrecisionTrainer):
+        check_made_by(state, TrainerState, "state", "init")
+        return state_to_torch(optimizer.optimizer, params, state.optimizer, state_dict, names, transpose)
+    axes, kept = back(axes_of(transpose, paths_of(names))), kept_by_path(optimizer, params, state_dict, names)
     check_state(optimizer, state)
-    _check_real(optimizer, params)
-    keys = dict(zip(names, _keys(theirs, state_dict, params, names), strict=True))
-    entries: dict[Any, dict[str, Any]] = {key: {} for key in keys.values()}
-    for slot, tree in state.slots._asdict().items():
-        reduced = _reduced(theirs, params, slot)
-        for path, leaf in leaves_with_paths(tree) if slot in theirs.slots else ():
-            back = np.argsort(axes[path]) if path in axes else None
-            value = np.array(leaf).reshape(_unreduced(leaf.shape, reduced.get(path)))
-            entries[keys[path]][theirs.slots[slot]] = _permuted(value, back, path)
-    if theirs.counts:
-        for entry in entries.values():
-            entry["step"] = np.array(state.step, np.float32)
-    return {"state": {key: entry for key, entry in entries.items() if entry}, "param_groups": state_dict["param_groups"]}
+    state, entries = optimizer.unpack(state), {}
+    for rule, own, part in _each_rule(optimizer, params, state):
+        entries |= entries_of(rule, own, part, axes) if moving(rule, own) else {}
+    updates = next_update(optimizer, params, state)
+    check_settings(kept, updates, ("weight_decay",), int(optimizer.clock(state)))
+
+    def moved(label: Any, one: Mapping[str, Any]) -> dict[str, Any]:
+        state = {row.key: entries[path] for path, row in kept.items() if row.label == label and entries.get(path)}
+        return {"state": state, "param_groups": with_rates(one["param_groups"], kept, updates)}
+
+    given = {label: moved(label, one) for label, one in separate(state_dict).items()}
+    return given[None] if set(given) == {None} else given
 
 
-def _counterpart(optimizer: Optimizer) -> Counterpart:
-    if optimizer.torch is None:
-        raise ValueError(f"{type(optimizer).__name__} has no counterpart in PyTorch with the same state; Adam has, for one")
-    return optimizer.torch
+def _rebuilt(optimizer: Optimizer, params: PyTree, state: Any, step: int, change: Callable[..., Any]) -> Any:
+    """`state` after `step` updates, with `change(rule, params, state)` in place of the state of each rule."""
+    if isinstance(optimizer, MultiOptimizer):
+        parts = [_rebuilt(own, mine, part, step, change) for own, mine, part in optimizer.parts(params, state)]
+        state = optimizer.with_parts(state, parts)
+    elif isinstance(optimizer, Wrapper):
+        state = optimizer.with_inner(state, _rebuilt(optimizer.optimizer, params, optimizer.inner(state), step, change))
+    else:
+        state = change(optimizer, params, state)
+    return optimizer.with_step(state, jnp.asarray(step, jnp.int32))
 
 
-def _axes(transpose: Axes, names: Sequence[str]) -> Mapping[str, Sequence[int]]:
-    if isinstance(transpose, str):
-        raise ValueError(f"transpose must be a list of paths or a dictionary, got {transpose!r}")
-    axes = dict(transpose) if isinstance(transpose, Mapping) else dict.fromkeys(transpose, (1, 0))
-    unknown = sorted(set(axes) - set(names))
-    if unknown:
-        raise ValueError(f"transpose names {listed(unknown)}, which are not among {listed(names)}")
-    return axes
-
-
-def _check_real(optimizer: Optimizer, params: PyTree) -> None:
-    """PyTorch squares real and imaginary part of a complex gradient apart, so that its moments mean something else."""
-    paths = [path for path, leaf in leaves_with_paths(trained(params)) if jnp.iscomplexobj(leaf)]
-    if paths and _counterpart(optimizer).squares:
-        raise ValueError(f"the second moments of complex parameters cannot be moved: {listed(paths)}")
-
-
-def _keys(theirs: Counterpart, state_dict: Mapping[str, Any], params: PyTree, names: Sequence[str]) -> list[Any]:
-    """What PyTorch calls the parameters `names`, after checking that `state_dict` and `names` may be right."""
-    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
-        found = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
-        raise ValueError(f"state_dict must be that of an optimizer, with 'state' and 'param_groups'; got {found}")
-    for group in state_dict["param_groups"]:
-        if not theirs.settings <= set(group) or theirs.foreign & set(group):
+def _each_rule(optimizer: Optimizer, params: PyTree, state: Any) -> Iterator[tuple[Optimizer, PyTree, Any]]:
+    """Every rule with its parameters and its state."""
+    if isinstance(optimizer, MultiOptimizer):
+        for own, mine, part in optimizer.parts(params, state):
+            yield from _each_rule(own, mine, part)
+    elif isinstance(optimizer, Wrapper):
+        if isinstance(optimizer, Accumulate) and int(state.micro_step):
             raise ValueError(
-                f"this is no state of torch.optim.{theirs.name}, whose groups have {sorted(theirs.settings)}; "
-                f"these have {sorted(group)}"
+                f"Accumulate is in mid-window, and its {int(state.micro_step)} gradients would be lost: take the state after "
+                "an update that closes a window"
             )
-        others = {name: group[name] for name, value in theirs.values.items() if group.get(name, value) != value}
-        if others:
-            raise ValueError(f"this is no state of torch.optim.{theirs.name}: a parameter group has {others}")
-    paths = [path for path, _ in leaves_with_paths(trained(params))]
-    if sorted(names) != sorted(paths):
-        raise ValueError(
-            f"names must list the paths of the parameters in PyTorch's order, {listed(paths)}; got {listed(names)}"
-        )
-    keys = [key for group in state_dict["param_groups"] for key in group["params"]] or list(range(len(names)))
-    if len(keys) != len(names):
-        raise ValueError(f"PyTorch's optimizer has {len(keys)} parameters, but names lists {len(names)}: {listed(names)}")
-    return keys
+        yield from _each_rule(optimizer.optimizer, params, optimizer.inner(state))
+    else:
+        yield optimizer, params, state
 
 
-def _entries(
-    theirs: Counterpart, state_dict: Mapping[str, Any], params: PyTree, names: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """By path, what PyTorch keeps for each parameter."""
-    keys = _keys(theirs, state_dict, params, names)
-    entries = [state_dict["state"].get(key, {}) for key in keys]
-    kept = [{name: value for name, value in entry.items() if value is not None} for entry in entries]
-    return dict(zip(names, kept, strict=True))
+def _with_memories(
+    optimizer: Optimizer, params: PyTree, state: Any, step: int, kept: Mapping[str, Kept], scheduler: Any
+) -> Any:
+    """`state` with what PyTorch's schedulers have seen."""
+    factors = {own.path: own.factor for own in next_update(optimizer, params, state)}
 
+    def change(rule: Optimizer, own: PyTree, part: Any) -> Any:
+        if not part.schedules:
+            return part
+        factor, path = max((factors[path], path) for path, _ in leaves_with_paths(trained(own)) if path in factors)
+        label, group = kept[path].label, kept[path].group
+        seen = scheduler if label is None or not isinstance(scheduler, Mapping) else scheduler.get(label)
+        rate = float(group["lr"]) / factor if factor and "lr" in group else None
+        return part._replace(schedules=remembered(rule, part, seen, rate))
 
-def _check_entries(entries: Mapping[str, Mapping[str, Any]], theirs: Counterpart, slots: Mapping[str, PyTree]) -> None:
-    empty = [path for path, entry in entries.items() if not entry]
-    if 0 < len(empty) < len(entries):
-        raise ValueError(
-            f"PyTorch has no state for {listed(empty)}, which never got a gradient; one clock cannot hold that: leave what "
-            "does not train out of both optimizers"
-        )
-    kept = {theirs.slots[slot]: dict(leaves_with_paths(tree)) for slot, tree in slots.items() if slot in theirs.slots}
-    for path, entry in entries.items():
-        needed = {name for name, leaves in kept.items() if path in leaves}
-        if entry and set(entry) - {"step"} != needed:
-            raise ValueError(
-                f"PyTorch's state of {path!r} has {sorted(entry)}, but this optimizer needs {sorted(needed)} of torch.optim."
-                f"{theirs.name}"
-            )
-
-
-def _reduced(theirs: Counterpart, params: PyTree, slot: str) -> dict[str, int]:
-    """By path, the axis that our `slot` lacks and PyTorch keeps with size 1."""
-    reduced = {path: theirs.reduced(path, leaf) for path, leaf in leaves_with_paths(trained(params))}
-    return {path: axes[slot] for path, axes in reduced.items() if slot in axes}
-
-
-def _unreduced(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
-    return shape if axis is None else (*shape[:axis], 1, *shape[axis:])
-
-
-def _filled(
-    tree: PyTree,
-    name: str | None,
-    entries: Mapping[str, Mapping[str, Any]],
-    axes: Mapping[str, Sequence[int]],
-    reduced: Mapping[str, int],
-) -> PyTree:
-    """The tree of a slot with what PyTorch keeps under `name`, or with ones, for a mark that an update was made; as it is where
-    none has been made yet."""
-
-    def fill(path: str, leaf: Any) -> Any:
-        if name is None:
-            return jnp.ones_like(leaf)
-        value = _permuted(_numpy(entries[path][name]), axes.get(path), path)
-        expected = jax.ShapeDtypeStruct(_unreduced(leaf.shape, reduced.get(path)), leaf.dtype)
-        if value.shape != expected.shape:
-            raise ValueError(f"PyTorch's {name!r} of {path!r} has shape {value.shape}, not {describe_leaf(expected)}")
-        return placed(value.reshape(leaf.shape).astype(leaf.dtype), leaf)
-
-    leaves = [fill(path, leaf) if entries[path] else leaf for path, leaf in leaves_with_paths(tree)]
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
-
-
-def _permuted(value: np.ndarray, axes: Any, path: str) -> np.ndarray:
-    if not value.ndim:  # a scalar that a rule keeps for each parameter
-        return value
-    if axes is not None and sorted(axes) != list(range(value.ndim)):
-        raise ValueError(f"transpose has the axes {tuple(axes)} for {path!r}, whose array has {value.ndim} dimensions")
-    return value if axes is None else value.transpose(axes).copy()
-
-
-def _numpy(value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value  # which NumPy does not know
-    return np.asarray(value)
-
-
-def _common_step(theirs: Counterpart, entries: list[dict[str, Any]], step: int | None) -> int:
-    counts = {int(entry["step"]) for entry in entries if "step" in entry} | (set() if step is None else {checked_step(step)})
-    if len(counts) > 1:
-        raise ValueError(f"the parameters made different numbers of updates, {sorted(counts)}; one clock cannot hold them")
-    if not counts and (not theirs.counts or any(entries)):
-        raise ValueError(f"the state of torch.optim.{theirs.name} does not count its updates; give their number as step=")
-    return next(iter(counts), 0)
+    return _rebuilt(optimizer, params, state, step, change)

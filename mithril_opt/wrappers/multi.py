@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from mithril_opt.core.fields import shown, static
 from mithril_opt.core.numerics import saturating_increment
+from mithril_opt.core.optax_calls import refuse_labels
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.patterns import checked, matching
 from mithril_opt.core.pytree import pytree, set_field, with_fields
@@ -37,6 +38,7 @@ class MultiOptimizer(Optimizer):
     Raises:
         ValueError: names without a pattern or an optimizer; on `init` and `update`, a leaf that belongs to no group or to two,
             or a group to which nothing belongs.
+        TypeError: `groups` are the labels of `optax.partition`; shows the line to write.
 
     Example:
         >>> import jax.numpy as jnp
@@ -58,6 +60,7 @@ class MultiOptimizer(Optimizer):
     groups: Any = static()
 
     def __post_init__(self) -> None:
+        refuse_labels(self.optimizers, self.groups)
         groups, optimizers = dict(self.groups), self.optimizers
         if set(groups) != set(optimizers) or not groups:
             raise ValueError(
@@ -108,6 +111,10 @@ class MultiOptimizer(Optimizer):
         check_state(self, state)
         split = zip(self.optimizers.items(), self._split(params), strict=True)
         return [(optimizer, own, _part(state, name)) for (name, optimizer), (own,) in split]
+
+    def with_parts(self, state: OptState, parts: list[Any]) -> OptState:
+        """`state` with other states of the groups, in the order of `parts`, on its own clock."""
+        return _join(state.step, dict(zip(self.optimizers, parts, strict=True)))
 
     def get_learning_rate(self, state: OptState) -> dict[str, Any]:
         """The rate that the next update will use in each group: float32 scalars by group name; a dictionary of them for a
