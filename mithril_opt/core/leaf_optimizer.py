@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from mithril_opt.core import slots as storage
 from mithril_opt.core.decay_rate import DecayRate
 from mithril_opt.core.fields import Number, rule_of
+from mithril_opt.core.foreign_arguments import refuse_mask
 from mithril_opt.core.launches import together
 from mithril_opt.core.numerics import compute_dtype, real_dtype, saturating_increment
-from mithril_opt.core.optax_calls import refuse_mask
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import check_scalars, with_fields
 from mithril_opt.core.reductions import axes_at, check_axes

@@ -6,8 +6,8 @@ from typing import Any, Self
 import jax.numpy as jnp
 
 from mithril_opt.core.fields import shown, static
+from mithril_opt.core.foreign_arguments import refuse_labels
 from mithril_opt.core.numerics import saturating_increment
-from mithril_opt.core.optax_calls import refuse_labels
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.patterns import checked, matching
 from mithril_opt.core.pytree import pytree, set_field, with_fields
