@@ -100,6 +100,8 @@ def zero_after(tree: PyTree) -> Any:
     """
     arrays = [leaf for leaf in jax.tree.leaves(tree) if leaf.size and jnp.issubdtype(leaf.dtype, jnp.floating)]
     arrays = [leaf for leaf in arrays if not any(jax.typeof(leaf).sharding.spec)]  # of those, no element is everywhere
+    # Nor of those that `jax.shard_map` tells apart by device: what is alike on all devices would no longer be.
+    arrays = [leaf for leaf in arrays if jax.typeof(_read([leaf])) == jax.typeof(jnp.uint32(0))]
     if not arrays:
         return jnp.uint32(0)
     return jax.lax.platform_dependent(arrays, cpu=_read, default=lambda arrays: jnp.uint32(0))

@@ -26,6 +26,8 @@ SIGN, INFINITY, NAN = np.uint32(1 << 31), np.uint32(0x7F800000), np.uint32(0x7FC
 SMALLEST, LARGEST = np.uint32(0x00800000), np.uint32(0x7F7F0000)
 UPPER = np.uint32(0xFFFF0000)
 LEVELS, MOST_PER_SCALE = 127, 256
+# So that the smallest code is an ordinary number under every scale.
+LEAST_SCALE = np.float32(2.0**-98)
 # How a TPU lays out float32.
 ROWS, LANES = 8, 128
 
@@ -36,7 +38,8 @@ class Coded(NamedTuple):
 
     Attributes:
         codes: c, int8, in the shape of the array.
-        scales: float32, the largest magnitude in each block of up to 256 elements along the last axis, which they divide.
+        scales: float32, the largest magnitude in each block of up to 256 elements along the last axis, which they divide; 2⁻⁹⁸
+            at least.
     """
 
     codes: Array
@@ -97,8 +100,8 @@ def block_of(shape: tuple[int, ...]) -> int:
 
 def encode(x: Array, theta: Array) -> Coded:
     """`x`, float32 with an axis at least, in 8 bits, dithered. What is not zero does not become zero."""
-    scales = _largest(x)
-    unit = jnp.abs(x) * _spread(jnp.where(scales == 0, 0, 1 / scales), x) * np.float32(LEVELS**4)
+    scales = jnp.maximum(_largest(x), LEAST_SCALE)
+    unit = jnp.abs(x) * _spread(np.float32(LEVELS**4) / scales, x)  # 1 / scales may be too small for an ordinary number
     below = jnp.clip(jnp.floor(jnp.sqrt(jnp.sqrt(unit))), 0, LEVELS - 1)
     low, high = _fourth(below), _fourth(below + 1)
     # From 2⁻¹² to 1 − 2⁻¹²: what is on the grid stays there, although the roots are rounded.

@@ -24,6 +24,8 @@ class ScheduleFreeSlots(NamedTuple):
     nu: Array | None
     x: Array | None
 
+    _points = ("z", "x")
+
 
 @exported
 class ScheduleFreeShared(NamedTuple):
