@@ -24,7 +24,7 @@ class ScheduleFreeSlots(NamedTuple):
     nu: Array | None
     x: Array | None
 
-    _points = ("z", "x")
+    _exact = ("z", "x")  # their errors would add up
 
 
 @exported

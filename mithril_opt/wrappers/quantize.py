@@ -118,20 +118,20 @@ class Quantize(Wrapper):
 
 
 def _on_slots(function: Callable[..., Any], state: Any, *others: Any) -> Any:
-    """`state` with `function(step, position, slot, ...)` in place of each slot; those of `others`, states of its structure, are
-    given, too. Points in the space of the parameters, in which no error is ever forgotten, stay as they are. What wrappers keep
-    beside the state of their optimizer, an average say, is no slot."""
+    """`state` with `function(step, position, slot, ...)` in place of each slot, but for those that a rule needs exactly; the
+    slots of `others`, states of its structure, are given, too. What wrappers keep beside the state of their optimizer, an
+    average say, is no slot."""
     if not isinstance(state, OptState):
         return state._replace(optimizer=_on_slots(function, state.optimizer, *(other.optimizer for other in others)))
-    points = {name: getattr(state.slots, name) for name in getattr(state.slots, "_points", ())}
-    apart = [each.slots._replace(**dict.fromkeys(points)) if points else each.slots for each in (state, *others)]
+    exact = {name: getattr(state.slots, name) for name in getattr(state.slots, "_exact", ())}
+    apart = [each.slots._replace(**dict.fromkeys(exact)) if exact else each.slots for each in (state, *others)]
     rows = zip(*(jax.tree.leaves(slots, is_leaf=_is_whole) for slots in apart), strict=True)
     new = [
         _on_slots(function, *row) if is_state(row[0]) else function(state.step, position, *row)
         for position, row in enumerate(rows)
     ]
     slots = jax.tree.structure(apart[0], is_leaf=_is_whole).unflatten(new)
-    return state._replace(slots=slots._replace(**points) if points else slots)
+    return state._replace(slots=slots._replace(**exact) if exact else slots)
 
 
 def _is_quantize(node: Any) -> bool:
