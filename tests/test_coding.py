@@ -24,7 +24,7 @@ from mithril_opt.core.coding import (
 )
 
 SHAPES = [(64, 512), (3000,), (3, 3, 64, 128), (1000,), (7, 130), (5, 1000), (30, 997), (0, 128), (4, 0)]
-UGLY = [0.0, -0.0, np.inf, -np.inf, np.nan, 3.4e38, -3.4e38, 1e-45, -1e-45, 1.2e-38, 1.0, -1.0]
+UGLY = [0.0, -0.0, np.inf, -np.inf, np.nan, 3.4028235e38, -3.4e38, 1e-45, -1e-45, 1.2e-38, 1.0, -1.0]
 
 
 def numbers(shape, decades=3.0, seed=0):

@@ -78,7 +78,7 @@ def split(x: Array, bits: int, theta: Array) -> tuple[Array, Array | None]:
     special = jnp.where(magnitude > INFINITY, NAN, INFINITY)
     whole = jnp.where(magnitude < INFINITY, dithered, special) | whole & SIGN
     # Half a unit up in magnitude, so that the remainder, read as a signed number, leads back.
-    upper = _upper_half(whole + np.uint32(0x8000 if bits == 16 else 0x8000 & ~0xFF))
+    upper = _upper_half(whole + np.uint32(0x8000))
     remainder = jax.lax.bitcast_convert_type(whole - _bits_of(upper), jnp.int32) >> (16 - bits)
     return upper, remainder.astype(jnp.int16 if bits == 16 else jnp.int8)
 
@@ -102,7 +102,7 @@ def encode(x: Array, theta: Array) -> Coded:
     """`x`, float32 with an axis at least, in 8 bits, dithered. What is not zero does not become zero."""
     scales = jnp.maximum(_largest(x), LEAST_SCALE)
     unit = jnp.abs(x) * _spread(np.float32(LEVELS**4) / scales, x)  # 1 / scales may be too small for an ordinary number
-    below = jnp.clip(jnp.floor(jnp.sqrt(jnp.sqrt(unit))), 0, LEVELS - 1)
+    below = jnp.floor(jnp.sqrt(jnp.sqrt(unit)))
     low, high = _fourth(below), _fourth(below + 1)
     # From 2⁻¹² to 1 − 2⁻¹²: what is on the grid stays there, although the roots are rounded.
     share = (theta >> 8).astype(jnp.float32) * np.float32(2.0**-24 * (1 - 2.0**-11)) + np.float32(2.0**-12)

@@ -27,19 +27,22 @@ class Quantize(Wrapper):
     """An optimizer that keeps its slots in 16 or 8 bits, in dithered storage: nothing stalls and nothing explodes.
 
     16 bits are bfloat16. 8 bits are sign(c) (|c| / 127)⁴ · scale, with a scale for up to 256 elements of a row, for leaves of
-    4096 elements or more; smaller ones stay as they are, and so do float64 and complex slots and scalars. In either form a
-    number between two that can be stored becomes the upper one in the share of steps that keeps its mean right, by thresholds
-    made of the step and the position alone; and what is not zero is never stored as zero.
+    4096 elements or more whose last axis has a divisor from 16 to 256. Others stay as they are, and so do float64 and complex
+    slots, scalars, and what a rule needs exactly: the bases of SOAP, the points of the Schedule-Free rules, both moments of a
+    centered RMSProp. In either form a number between two that can be stored becomes the upper one in the share of steps that
+    keeps its mean right, by thresholds made of the step and the position alone; and what is not zero is never stored as zero.
 
     The state is that of the inner optimizer with other leaves: bfloat16 arrays or `Coded` codes and scales. A slot whose
-    parameter got no gradient keeps every bit.
+    parameter got no gradient keeps every bit. In 8 bits one element that is infinite or NaN makes its block so. No derivative
+    passes through what is stored.
 
     Args:
         optimizer: the inner optimizer; none that accumulates, which goes around this one.
         bits: 16 or 8.
 
     Raises:
-        ValueError: another number of bits, or an optimizer that accumulates; on `update`, a state with slots of another width.
+        ValueError: another number of bits, or an optimizer that accumulates or is quantized already; on `update`, a state with
+            slots of another width.
         TypeError: `optimizer` is no `Optimizer`.
 
     Example:
