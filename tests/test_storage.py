@@ -32,6 +32,7 @@ from mithril_opt import (
     ScheduleFreeSGD,
     from_optax,
     from_state_dict,
+    pytree,
     state_shardings,
     to_optax,
     to_state_dict,
@@ -367,6 +368,31 @@ def test_schedule_free_in_bfloat16_alone_needs_its_average():
     assert distance(Round(ScheduleFreeSGD(0.5), remainder=0), narrow) > 2 * exact  # so the docstring of Round says what to do
 
 
+@pytest.mark.parametrize("optimizer", [Quantize(Adam()), Quantize(Adam(), bits=8), Round(Adam(), remainder=0)], ids=str)
+def test_leaves_do_not_err_together(optimizer):
+    """Two that are alike, and see the same gradients, are rounded by thresholds of their own."""
+    params = dict.fromkeys("ab", jnp.ones((64, 64), jnp.bfloat16 if isinstance(optimizer, Round) else jnp.float32))
+    grads = dict.fromkeys("ab", jnp.linspace(0.1, 1, 4096).reshape(64, 64))
+    params, state = jax.jit(optimizer.update)(params, grads, optimizer.init(params))
+    a, b = ([params[name], state] if isinstance(optimizer, Round) else [state.slots.mu[name]] for name in "ab")
+    assert bits(a)[0] != bits(b)[0]
+
+
+@pytree
+class Ahead(SGD):
+    """Evaluated where the momentum leads to."""
+
+    def eval_params(self, params, state):
+        return jax.tree.map(lambda param, trace: param - trace, params, state.slots.trace)
+
+
+@pytest.mark.parametrize("bits_per_slot", [16, 8])
+def test_a_rule_that_reads_its_slots_to_evaluate(bits_per_slot):
+    params, optimizer = jnp.ones((64, 64)), Quantize(Ahead(0.0, momentum=0.5), bits=bits_per_slot)
+    params, state = optimizer.update(params, params, optimizer.init(params))
+    assert bits(optimizer.eval_params(params, state)) == bits(jnp.zeros((64, 64)))
+
+
 def test_the_last_step_that_there_is():
     params, optimizer = tree(jnp.bfloat16), Round(Quantize(Adam(), bits=8))
     last = jnp.int32(2**31 - 1)
@@ -453,4 +479,4 @@ def test_states_of_another_width():
 
 def test_float16_parameters():
     with pytest.raises(ValueError, match="at 'a/w': Round takes no float16, whose sums overflow; train bfloat16"):
-        Round(SGD()).init({"a": {"w": jnp.ones(2, jnp.float16)}})
+        Round(SGD()).init({"a": {"b": jnp.ones(2, jnp.bfloat16), "w": jnp.ones(2, jnp.float16)}})

@@ -100,11 +100,13 @@ def zero_after(tree: PyTree) -> Any:
     """
     arrays = [leaf for leaf in jax.tree.leaves(tree) if leaf.size and jnp.issubdtype(leaf.dtype, jnp.floating)]
     arrays = [leaf for leaf in arrays if not any(jax.typeof(leaf).sharding.spec)]  # of those, no element is everywhere
-    # Nor of those that `jax.shard_map` tells apart by device: what is alike on all devices would no longer be.
-    arrays = [leaf for leaf in arrays if jax.typeof(_read([leaf])) == jax.typeof(jnp.uint32(0))]
+    zero = jnp.uint32(0)
+    if len({jax.typeof(_read([leaf])) for leaf in arrays}) > 1:
+        # `jax.shard_map` tells some apart by device, and what they were added to, were it alike on all, no longer would be.
+        arrays = [leaf for leaf in arrays if jax.typeof(_read([leaf])) == jax.typeof(zero)]
     if not arrays:
-        return jnp.uint32(0)
-    return jax.lax.platform_dependent(arrays, cpu=_read, default=lambda arrays: jnp.uint32(0))
+        return zero
+    return jax.lax.platform_dependent(arrays, cpu=_read, default=lambda arrays: _read(arrays) * zero)
 
 
 def _read(arrays: list[Array]) -> Array:
