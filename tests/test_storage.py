@@ -378,6 +378,27 @@ def test_leaves_do_not_err_together(optimizer):
     assert bits(a)[0] != bits(b)[0]
 
 
+@pytest.mark.parametrize(
+    "wrap", [Quantize, *(functools.partial(Round, remainder=bits) for bits in (0, 8, 16)), lambda rule: Round(Quantize(rule))]
+)
+def test_derivatives_are_those_of_float32(wrap):
+    """By the learning rate, the parameters and the gradients, after two steps of a rule that remembers the first."""
+    rule, optimizer, start = SGD(0.25, momentum=0.5), wrap(SGD(0.25, momentum=0.5)), jnp.linspace(-1, 1, 8)
+
+    @functools.partial(jax.grad, argnums=(0, 1, 2))
+    def loss(optimizer, params, grads, dtype):
+        params = params.astype(dtype)
+        state = optimizer.init(params)
+        for _ in range(2):
+            params, state = optimizer.update(params, grads, state)
+        return jnp.sum(params.astype(jnp.float32) * jnp.arange(8.0))
+
+    found = jax.jit(loss, static_argnums=3)(optimizer, start, start, jnp.float32 if wrap is Quantize else jnp.bfloat16)
+    exact = loss(rule, start, start, jnp.float32)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0.01)
+
+
 @pytree
 class Ahead(SGD):
     """Evaluated where the momentum leads to."""

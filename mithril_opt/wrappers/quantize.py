@@ -34,7 +34,7 @@ class Quantize(Wrapper):
 
     The state is that of the inner optimizer with other leaves: bfloat16 arrays or `Coded` codes and scales. A slot whose
     parameter got no gradient keeps every bit. In 8 bits one element that is infinite or NaN makes its block so. No derivative
-    passes through what is stored.
+    passes through codes.
 
     Args:
         optimizer: the inner optimizer; none that accumulates, which goes around this one.

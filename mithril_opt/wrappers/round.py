@@ -47,7 +47,7 @@ class Round(StatefulWrapper):
     bits they are a number of 24 bits, the last of which is dithered; with none the bfloat16 itself is: it becomes the upper of
     two neighbours in the share of steps that keeps its mean right, so that updates far below half a unit are not lost.
     Parameters of other dtypes are as without this wrapper. `eval_params` gives the float32 parameters, for evaluation and
-    export. No derivative passes from new parameters to old ones, or to a number of the optimizer.
+    export.
 
     Averages of the parameters go inside, `Round(EMA(...))`, where they see all digits. A Schedule-Free rule in
     `Round(..., remainder=0)` needs `keep_x=True`: it would take the rounding of y for a move of x.
