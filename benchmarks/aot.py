@@ -22,7 +22,7 @@ PARTS = {
     "steps": "training steps on one device",
     "storage": "an AdamW with slots and parameters in fewer bits, on one large leaf",
     "layouts": "collectives of training steps over several devices",
-    "stacks": "rules for matrices on a stack of 8 matrices 512 × 2048, spread over the devices by its first axis",
+    "stacks": "rules that see more than an element on a stack of 8 matrices 512 × 2048, spread over devices by its first axis",
     "programs": "the training steps of the demo and of the notebooks",
     "rounding": "float16 that is looked at as it is stored",
 }
@@ -62,7 +62,8 @@ def cases_of(target: str, options: argparse.Namespace) -> list[Case]:
     workloads = [WORKLOADS[name] for name in options.workload or NAMES]
     steps = [StepCase(target, name, workload) for name in options.work or compiled.make_steps() for workload in workloads]
     spread = [LayoutCase(target, name, number) for name in LAYOUTS for number in DEVICES]
-    stacked = [StackCase(target, name, number) for name in stacks.RULES for number in stacks.DEVICES]
+    rules = [name for name in stacks.RULES if targets.is_gpu(target) or name not in stacks.ON_GPUS]
+    stacked = [StackCase(target, name, number) for name in rules for number in stacks.DEVICES]
     kept = [StoredCase(target, name) for name in stored.RULES]
     return [*steps, *kept, *spread, *stacked, *(ProgramCase(target, name) for name in PROGRAMS), RoundingCase(target)]
 
@@ -76,7 +77,7 @@ def is_quick(case: Case) -> bool:
     if isinstance(case, StoredCase):
         return case.target in QUICK and "slots" in case.name
     if isinstance(case, StackCase):
-        return case.target in QUICK and case.name == "Muon" and case.devices > 1
+        return case.target in QUICK and "bfloat16" not in case.name and case.devices > 1
     # Notebook 5 is whole trainings, which take a minute to compile.
     return case.target in QUICK and not (isinstance(case, ProgramCase) and case.name.startswith("notebook 5"))
 

@@ -1,4 +1,4 @@
-"""Rules for matrices on stacks of them, over several devices, and what they need on one."""
+"""Rules that look at more than one element on a stack of matrices, over several devices, and what they need on one."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +19,14 @@ STACK = jax.ShapeDtypeStruct((8, 512, 2048), jnp.float32)
 RULES: dict[str, mithril_opt.Optimizer] = {
     "Muon": mithril_opt.Muon(matrix_axes="stacked"),
     "Muon, bfloat16": mithril_opt.Muon(matrix_axes="stacked", ns_dtype=jnp.bfloat16),
+    "SOAP": mithril_opt.SOAP(unit_axes=0),
+    "Schedule-Free": mithril_opt.ScheduleFreeAdamW(),
+    "Prodigy": mithril_opt.Prodigy(),
 }
+# Compilers for TPUs take minutes for a QR.
+ON_GPUS = {"SOAP"}
+# What devices must tell each other: Prodigy sums over all parameters.
+COLLECTIVES = {"Prodigy": {"all-reduce": 1}}
 DEVICES = (1, 4)
 
 
@@ -51,4 +58,6 @@ class StackCase:
         keep(f"{self.target}-{self.name}-{self.devices}", compiled.as_text())
         found = hlo.collectives(compiled)
         row: Row = {"rule": self.name, "devices": self.devices, "update_collectives": found, **hlo.megabytes(compiled)}
-        return [row], [f"{self}: {kind} {number} > 0" for kind, number in found.items()]
+        due = COLLECTIVES.get(self.name, {}) if self.devices > 1 else {}
+        counts = {kind: (found.get(kind, 0), due.get(kind, 0)) for kind in found | due}
+        return [row], [f"{self}: {kind} {has} is not {needs}" for kind, (has, needs) in counts.items() if has != needs]

@@ -23,10 +23,22 @@ MIDDLE, STEPS = 4, 7
 
 
 class Run(NamedTuple):
-    """How a row is made and trained: the optimizer or trainer, and the dtype of the parameters."""
+    """How a row is made and trained: the optimizer or trainer, the dtype of the parameters, and what makes them, and gradients
+    like them, from a dtype and a seed."""
 
     make: Callable[[], Any]
     dtype: Any = jnp.float32
+    params: Callable[..., Any] = zoo.make_params
+
+
+def large(dtype, seed=0):
+    """One leaf that is large enough for slots in codes."""
+    return {"w": jnp.asarray(np.random.default_rng(seed).normal(size=(64, 64)), dtype)}
+
+
+def coded():
+    """bfloat16 with a remainder beside codes with their scales."""
+    return mo.Round(mo.Quantize(mo.Adam(), bits=8))
 
 
 def trainer():
@@ -41,11 +53,13 @@ def everything():
 
 RUNS = {name: Run(row.make) for name, row in zoo.OPTIMIZERS.items()}
 RUNS |= {"trainer": Run(trainer), "bfloat16": Run(everything, jnp.bfloat16), "complex": Run(mo.AdamW, jnp.complex64)}
+RUNS |= {name: Run(zoo.OPTIMIZERS[name].make, jnp.bfloat16) for name in ("round-0", "round-16", "round-quantize")}
+RUNS |= {"coded": Run(coded, jnp.bfloat16, large)}
 
 
-def step(optimizer, params, state, number):
+def step(run, optimizer, params, state, number):
     """One update; the second of a trainer overflows, and its schedules see a metric."""
-    grads = zoo.make_params(jax.tree.leaves(params)[0].dtype, seed=number)
+    grads = run.params(run.dtype, seed=number)
     if not isinstance(optimizer, mo.MixedPrecisionTrainer):
         return optimizer.update(params, grads, state)
     grads = jax.tree.map(lambda grad: grad * jnp.where(number == 2, jnp.inf, state.loss_scale.scale), grads)
@@ -53,18 +67,18 @@ def step(optimizer, params, state, number):
     return params, optimizer.observe(state, jnp.float32(number))
 
 
-def train(optimizer, params, state, numbers):
+def train(run, optimizer, params, state, numbers):
     """Parameters and state after the updates with these `numbers`."""
     for number in numbers:
-        params, state = step(optimizer, params, state, number)
+        params, state = step(run, optimizer, params, state, number)
     return params, state
 
 
 def arrays(run):
     """What is in the file of `run`."""
-    optimizer, params = run.make(), zoo.make_params(run.dtype)
-    params, state = train(optimizer, params, optimizer.init(params), range(1, MIDDLE + 1))
-    end, _ = train(optimizer, params, state, range(MIDDLE + 1, STEPS + 1))
+    optimizer, params = run.make(), run.params(run.dtype)
+    params, state = train(run, optimizer, params, optimizer.init(params), range(1, MIDDLE + 1))
+    end, _ = train(run, optimizer, params, state, range(MIDDLE + 1, STEPS + 1))
     trees = mo.to_state_dict({"start": params, "state": state})
     return {**trees, **{f"end/{name}": leaf for name, leaf in mo.to_state_dict(end).items() if "format_" not in name}}
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import pytest
 from interop import promotion  # noqa: F401
 
-import mithril_opt
 from benchmarks import aot, compiled, layouts, stacks, stored, targets
 from benchmarks.__main__ import main
 from benchmarks.compiled import Bound, LayoutCase, ProgramCase, RoundingCase, StepCase
@@ -163,8 +162,12 @@ def test_temporaries(allocated, results, written, expected):
     assert compiled.temporaries(Memory(allocated, results), written) == expected
 
 
+def all_cases(*arguments):
+    return aot.make_cases(aot.make_parser().parse_args(arguments))
+
+
 def test_quick_is_a_part_of_everything():
-    everything, quick = (aot.make_cases(aot.make_parser().parse_args(arguments)) for arguments in ([], ["--quick"]))
+    everything, quick = all_cases(), all_cases("--quick")
     assert set(quick) < set(everything)
     assert {(case.target, case.part) for case in quick} == {(target, part) for target in ("h100", "v5e") for part in aot.PARTS}
     assert {case.part for case in everything} == set(aot.PARTS)
@@ -195,5 +198,10 @@ def test_a_stack_over_several_devices(monkeypatch):
     run = lambda name: StackCase("h100", name, 4).run(lambda name: None, lambda name, text: None)  # noqa: E731
     (row,), missed = run("Muon")
     assert (row["update_collectives"], missed) == ({}, [])
-    monkeypatch.setitem(stacks.RULES, "Prodigy", mithril_opt.Prodigy())  # which sums over all
-    assert run("Prodigy")[1] == ["h100: Prodigy on a stack, 4 devices: all-reduce 1 > 0"]
+    (row,), missed = run("Prodigy")  # which sums over all
+    assert (row["update_collectives"], missed) == ({"all-reduce": 1}, [])
+    monkeypatch.setattr(stacks, "COLLECTIVES", {"Muon": {"all-gather": 2}})
+    assert run("Prodigy")[1] == ["h100: Prodigy on a stack, 4 devices: all-reduce 1 is not 0"]
+    assert run("Muon")[1] == ["h100: Muon on a stack, 4 devices: all-gather 0 is not 2"]
+    named = lambda target: {case.name for case in all_cases("--target", target) if isinstance(case, StackCase)}  # noqa: E731
+    assert named("h100") - named("v5e") == {"SOAP"}

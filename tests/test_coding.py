@@ -24,7 +24,7 @@ from mithril_opt.core.coding import (
 )
 
 SHAPES = [(64, 512), (3000,), (3, 3, 64, 128), (1000,), (7, 130), (5, 1000), (30, 997), (0, 128), (4, 0)]
-UGLY = [0.0, -0.0, np.inf, -np.inf, np.nan, 3.4e38, -3.4e38, 1e-45, -1e-45, 1.2e-38, 1.0, -1.0]
+UGLY = [0.0, -0.0, np.inf, -np.inf, np.nan, 3.4028235e38, -3.4e38, 1e-45, -1e-45, 1.2e-38, 1.0, -1.0]
 
 
 def numbers(shape, decades=3.0, seed=0):
@@ -124,7 +124,8 @@ def test_codes_on_the_grid_stay(shape):
 def test_every_code_stays_whatever_the_scale():
     """All 127 of them under scales over the whole range: rounding in the roots and the products never moves one."""
     codes = jnp.tile(jnp.arange(1, 128, dtype=jnp.int8), (200, 1))
-    scales = jnp.asarray(10.0 ** np.random.default_rng(0).uniform(-28, 38, (200, 1)), jnp.float32)
+    scales = jnp.asarray(10.0 ** np.random.default_rng(0).uniform(-29, 38, (200, 1)), jnp.float32)
+    scales = scales.at[:2, 0].set(jnp.float32([2.0**-98, 3.4e38]))
     x = jax.vmap(lambda codes, scales: decode(Coded(codes, scales)))(codes, scales)
     for step in range(5):
         coded = jax.vmap(lambda x, step=step: encode(x, thresholds((127,), step, 0)))(x)
@@ -139,6 +140,19 @@ def test_the_largest_of_a_block_is_exact_and_nothing_becomes_zero():
     where = np.abs(blocks).argmax(axis=1)
     np.testing.assert_array_equal(kept[range(32), where], blocks[range(32), where])
     assert (np.sign(back) == np.sign(x)).all()
+
+
+@pytest.mark.parametrize("largest", [3.4e38, 1e38, 8.6e37, 1e-28, 2e-30, 1e-34, 1.2e-38])
+def test_codes_of_the_largest_and_the_smallest_numbers(largest):
+    """Whatever is an ordinary number stays one, and what is coded once stays: also where the smallest code, or one over the
+    scale, would be below the ordinary numbers, which a processor may take for 0."""
+    x = jnp.asarray(np.maximum(largest * np.linspace(0.01, 1, 256) ** 4, 1.18e-38), jnp.float32)[None]
+    once = encode(x, thresholds(x.shape, 1, 0))
+    back = np.asarray(decode(once), np.float64)
+    assert (back >= 2.0**-126).all()
+    assert (np.abs(back[0, -100:] / x[0, -100:] - 1) < (0.1 if largest > 1e-29 else 16)).all()
+    for step in range(5):
+        assert bits_of(encode(decode(once), thresholds(x.shape, step, 5))) == bits_of(once)
 
 
 @pytest.mark.parametrize("store", ["bfloat16", "codes", "remainder"])

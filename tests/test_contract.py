@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from zoo import OPTIMIZERS, bits, core, make_params, specs, unrecorded, with_core
 
-from mithril_opt import DecayRate, Muon, OptState
+from mithril_opt import DecayRate, Muon, OptState, Round
 from mithril_opt.core.slots import kept
 from mithril_opt.core.updates import plain
 
@@ -84,7 +84,10 @@ def test_narrow_parameters_follow_the_float32_arithmetic(optimizer, dtype):
     widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, grads))
     narrow, narrow_state = optimizer.update(params, grads, optimizer.init(params))
     wide, wide_state = optimizer.update(*widened, optimizer.init(widened[0]))
-    assert bits(narrow) == bits(jax.tree.map(lambda leaf: leaf.astype(dtype), wide))
+    if isinstance(optimizer, Round) and optimizer.remainder == 0:  # one of two neighbours, not always the nearer
+        assert_close(*(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) for tree in (narrow, wide)), rtol=2.0**-7)
+    else:
+        assert bits(narrow) == bits(jax.tree.map(lambda leaf: leaf.astype(dtype), wide))
     assert bits(slots_of(narrow_state)) == bits(slots_of(wide_state))
 
 

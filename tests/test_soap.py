@@ -214,6 +214,19 @@ def test_complex_parameters():
         SOAP().init({"w": jnp.ones((2, 2), jnp.complex64)})
 
 
+def test_bases_of_two_sizes_inside_shard_map():
+    """One decomposition after the other, on devices that have a layer each."""
+    mesh, optimizer = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,)), SOAP(0.1, every=1, unit_axes=0)
+    params = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
+    state = optimizer.init(params)
+    specs = jax.tree.map(lambda leaf: P("x") if leaf.ndim == 3 else P(), (params, state))
+    update = jax.jit(jax.shard_map(optimizer.update, mesh=mesh, in_specs=(specs[0], *specs), out_specs=specs))
+    apart, together = (params, state), (params, state)
+    for _ in range(3):
+        apart, together = update(apart[0], params, apart[1]), jax.jit(optimizer.update)(together[0], params, together[1])
+    np.testing.assert_allclose(apart[0], together[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_four_devices_compute_what_one_does_and_keep_the_layers_apart(axis_type):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(axis_type,), devices=jax.devices()[:4])

@@ -28,8 +28,11 @@ from mithril_opt import (
     Quantize,
     RMSProp,
     Round,
+    ScheduleFree,
+    ScheduleFreeSGD,
     from_optax,
     from_state_dict,
+    pytree,
     state_shardings,
     to_optax,
     to_state_dict,
@@ -317,6 +320,110 @@ def _spec(shape, axis):
     return PartitionSpec(*("x" if divides and i == axis % len(shape) else None for i in range(len(shape))))
 
 
+@pytest.mark.parametrize("bits_per_slot", [16, 8])
+def test_inside_shard_map(bits_per_slot):
+    """Where a device sees a part of a leaf that would be too small for codes, and a whole one that all devices have."""
+    optimizer, mesh = Quantize(Adam(), bits=bits_per_slot), jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
+    params = {name: tree(jnp.float32)[name] for name in ("w", "b")}
+    state = optimizer.init(params)
+    specs_of = jax.tree.map(lambda leaf: PartitionSpec("x") if leaf.ndim == 2 else PartitionSpec(), (params, state))
+    update = jax.shard_map(optimizer.update, mesh=mesh, in_specs=(specs_of[0], *specs_of), out_specs=specs_of)
+    new, after = jax.jit(update)(params, params, state)
+    assert specs(after) == specs(state)
+    expected, other = jax.jit(optimizer.update)(params, params, state)
+    assert bits(new) == bits(expected)
+    for ours, theirs in zip(jax.tree.leaves(optimizer.unpack(after)), jax.tree.leaves(optimizer.unpack(other)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0.01, atol=0 if bits_per_slot == 16 else 0.05 * float(np.max(theirs)))
+
+
+def test_nothing_is_kept_beside_what_is_frozen():
+    optimizer = Round(MultiOptimizer({"w": AdamW(0.1), "rest": Frozen()}, {"w": "w", "rest": ...}), remainder=16)
+    params = {"w": jnp.ones((2, 3), jnp.bfloat16), "b": jnp.ones(3, jnp.bfloat16)}
+    state = optimizer.init(params)
+    assert jax.tree.map(jnp.shape, state.remainder) == {"w": (2, 3), "b": None}
+    new, after = jax.jit(optimizer.update)(params, params, state)
+    assert bits(new["b"]) == bits(params["b"])
+    assert specs(after) == specs(state)
+    assert jax.tree.map(jnp.result_type, optimizer.eval_params(new, after)) == {"w": jnp.float32, "b": jnp.float32}
+
+
+def test_schedule_free_in_bfloat16_alone_needs_its_average():
+    """An error in y is one in x for ever where x is not kept, and those of all steps add up."""
+    goal, narrow = jnp.linspace(-2, 2, 64), jnp.zeros(64, jnp.bfloat16)
+
+    def distance(optimizer, params):
+        """Of the average from the goal after 2000 steps with noise."""
+
+        def step(carry, key):
+            params, state = carry
+            grads = 0.1 * (params.astype(jnp.float32) - goal) + 0.01 * jax.random.normal(key, (64,))
+            return optimizer.update(params, grads, state), None
+
+        keys = jax.random.split(jax.random.key(0), 2000)
+        (params, state), _ = jax.lax.scan(step, (params, optimizer.init(params)), keys)
+        return float(jnp.sqrt(jnp.mean((optimizer.eval_params(params, state) - goal) ** 2)))
+
+    exact = distance(ScheduleFreeSGD(0.5), narrow.astype(jnp.float32))
+    assert distance(Round(ScheduleFreeSGD(0.5, keep_x=True), remainder=0), narrow) == pytest.approx(exact, rel=0.1)
+    assert distance(Round(ScheduleFreeSGD(0.5), remainder=0), narrow) > 2 * exact  # so the docstring of Round says what to do
+
+
+@pytest.mark.parametrize("optimizer", [Quantize(Adam()), Quantize(Adam(), bits=8), Round(Adam(), remainder=0)], ids=str)
+def test_leaves_do_not_err_together(optimizer):
+    """Two that are alike, and see the same gradients, are rounded by thresholds of their own."""
+    params = dict.fromkeys("ab", jnp.ones((64, 64), jnp.bfloat16 if isinstance(optimizer, Round) else jnp.float32))
+    grads = dict.fromkeys("ab", jnp.linspace(0.1, 1, 4096).reshape(64, 64))
+    params, state = jax.jit(optimizer.update)(params, grads, optimizer.init(params))
+    a, b = ([params[name], state] if isinstance(optimizer, Round) else [state.slots.mu[name]] for name in "ab")
+    assert bits(a)[0] != bits(b)[0]
+
+
+@pytest.mark.parametrize(
+    "wrap", [Quantize, *(functools.partial(Round, remainder=bits) for bits in (0, 8, 16)), lambda rule: Round(Quantize(rule))]
+)
+def test_derivatives_are_those_of_float32(wrap):
+    """By the learning rate, the parameters and the gradients, after two steps of a rule that remembers the first."""
+    rule, optimizer, start = SGD(0.25, momentum=0.5), wrap(SGD(0.25, momentum=0.5)), jnp.linspace(-1, 1, 8)
+
+    @functools.partial(jax.grad, argnums=(0, 1, 2))
+    def loss(optimizer, params, grads, dtype):
+        params = params.astype(dtype)
+        state = optimizer.init(params)
+        for _ in range(2):
+            params, state = optimizer.update(params, grads, state)
+        return jnp.sum(params.astype(jnp.float32) * jnp.arange(8.0))
+
+    found = jax.jit(loss, static_argnums=3)(optimizer, start, start, jnp.float32 if wrap is Quantize else jnp.bfloat16)
+    exact = loss(rule, start, start, jnp.float32)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0.01)
+
+
+@pytree
+class Ahead(SGD):
+    """Evaluated where the momentum leads to."""
+
+    def eval_params(self, params, state):
+        return jax.tree.map(lambda param, trace: param - trace, params, state.slots.trace)
+
+
+@pytest.mark.parametrize("bits_per_slot", [16, 8])
+def test_a_rule_that_reads_its_slots_to_evaluate(bits_per_slot):
+    params, optimizer = jnp.ones((64, 64)), Quantize(Ahead(0.0, momentum=0.5), bits=bits_per_slot)
+    params, state = optimizer.update(params, params, optimizer.init(params))
+    assert bits(optimizer.eval_params(params, state)) == bits(jnp.zeros((64, 64)))
+
+
+def test_the_last_step_that_there_is():
+    params, optimizer = tree(jnp.bfloat16), Round(Quantize(Adam(), bits=8))
+    last = jnp.int32(2**31 - 1)
+    state = optimizer.init(params)
+    state = state._replace(step=last, optimizer=state.optimizer._replace(step=last))
+    params, state = jax.jit(optimizer.update)(params, given(jnp.bfloat16, 1), state)
+    assert int(state.step) == int(state.optimizer.step) == 2**31 - 1
+    assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves((params, optimizer.unpack(state))))
+
+
 def test_names_in_a_checkpoint():
     params = {"w": jnp.ones((64, 128), jnp.bfloat16)}
     names = sorted(to_state_dict(Round(Quantize(Adam(), bits=8)).init(params)))
@@ -371,6 +478,14 @@ def test_bad_settings(make):
         make(optax.sgd(0.1))
 
 
+def test_compositions_that_mean_nothing():
+    for inside in (Quantize(SGD(), bits=8), MultiOptimizer({"a": Clip(Quantize(SGD()), clip_norm=1.0)}, {"a": ...})):
+        with pytest.raises(ValueError, match="Quantize: slots inside are stored in fewer bits already, by another Quantize"):
+            Quantize(inside)
+    with pytest.raises(ValueError, match=r"ScheduleFree: z has 32 bits or more, .* write Round\(ScheduleFree\(...\)\)"):
+        ScheduleFree(Clip(Round(Adam(beta1=0.0)), clip_norm=1.0))
+
+
 def test_states_of_another_width():
     params = tree(jnp.float32)
     eight, sixteen = Quantize(Adam(), bits=8), Quantize(Adam())
@@ -385,4 +500,4 @@ def test_states_of_another_width():
 
 def test_float16_parameters():
     with pytest.raises(ValueError, match="at 'a/w': Round takes no float16, whose sums overflow; train bfloat16"):
-        Round(SGD()).init({"a": {"w": jnp.ones(2, jnp.float16)}})
+        Round(SGD()).init({"a": {"b": jnp.ones(2, jnp.bfloat16), "w": jnp.ones(2, jnp.float16)}})

@@ -370,7 +370,13 @@ ROWS = {
     "schedule-free": lambda: ScheduleFree(Clip(Adam(learning_rate=WARMUP, beta1=0.0), clip_norm=1.0), beta1=0.8),
     "schedule-free-frozen": lambda: ScheduleFree(groups(Frozen(), SGD(learning_rate=0.1)), weight_lr_power=0.0),
     "quantize": Row(lambda: Quantize(AdamW(learning_rate=0.1)), stored=("bfloat16",)),
+    "quantize-8": lambda: Quantize(AdamW(learning_rate=0.1), bits=8),
     "round": Row(lambda: Round(AdamW(learning_rate=0.1)), refused=("float16",), stored=("int8",)),
+    "round-0": Row(lambda: Round(AdamW(learning_rate=0.1), remainder=0), refused=("float16",)),
+    "round-16": Row(lambda: Round(AdamW(learning_rate=0.1), remainder=16), refused=("float16",), stored=("int16",)),
+    "round-quantize": Row(
+        lambda: Round(Quantize(AdamW(learning_rate=WARMUP))), refused=("float16",), stored=("bfloat16", "int8")
+    ),
     "multi": lambda: groups(Adam(learning_rate=0.1), AdamW(learning_rate=WARMUP)),
     "multi-frozen": lambda: groups(Frozen(), SGD(learning_rate=0.1, momentum=0.9)),
     "multi-nested": lambda: MultiOptimizer(

@@ -100,9 +100,13 @@ def zero_after(tree: PyTree) -> Any:
     """
     arrays = [leaf for leaf in jax.tree.leaves(tree) if leaf.size and jnp.issubdtype(leaf.dtype, jnp.floating)]
     arrays = [leaf for leaf in arrays if not any(jax.typeof(leaf).sharding.spec)]  # of those, no element is everywhere
+    zero, kinds = jnp.uint32(0), [jax.eval_shape(_read, [leaf]) for leaf in arrays]
+    if len({*kinds}) > 1:
+        # `jax.shard_map` tells some apart by device, and what they were added to, were it alike on all, no longer would be.
+        arrays = [leaf for leaf, kind in zip(arrays, kinds, strict=True) if kind == jax.eval_shape(lambda: zero)]
     if not arrays:
-        return jnp.uint32(0)
-    return jax.lax.platform_dependent(arrays, cpu=_read, default=lambda arrays: jnp.uint32(0))
+        return zero
+    return jax.lax.platform_dependent(arrays, cpu=_read, default=lambda arrays: _read(arrays) * zero)
 
 
 def _read(arrays: list[Array]) -> Array:

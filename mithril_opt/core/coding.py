@@ -26,6 +26,8 @@ SIGN, INFINITY, NAN = np.uint32(1 << 31), np.uint32(0x7F800000), np.uint32(0x7FC
 SMALLEST, LARGEST = np.uint32(0x00800000), np.uint32(0x7F7F0000)
 UPPER = np.uint32(0xFFFF0000)
 LEVELS, MOST_PER_SCALE = 127, 256
+# So that the smallest code is an ordinary number under every scale.
+LEAST_SCALE = np.float32(2.0**-98)
 # How a TPU lays out float32.
 ROWS, LANES = 8, 128
 
@@ -36,7 +38,8 @@ class Coded(NamedTuple):
 
     Attributes:
         codes: c, int8, in the shape of the array.
-        scales: float32, the largest magnitude in each block of up to 256 elements along the last axis, which they divide.
+        scales: float32, the largest magnitude in each block of up to 256 elements along the last axis, which they divide; 2⁻⁹⁸
+            at least.
     """
 
     codes: Array
@@ -50,6 +53,7 @@ def thresholds(shape: tuple[int, ...], step: Any, salt: int) -> Array:
     return sum(terms, jnp.asarray(step, jnp.uint32) * _uint32(PSI) + _uint32(salt))
 
 
+@jax.custom_jvp
 def to_bfloat16(x: Array, theta: Array) -> Array:
     """`x`, float32, in bfloat16, dithered. What is finite stays finite, and what is not zero does not become zero."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
@@ -61,6 +65,7 @@ def to_bfloat16(x: Array, theta: Array) -> Array:
     )
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def split(x: Array, bits: int, theta: Array) -> tuple[Array, Array | None]:
     """`x`, float32, as the nearest bfloat16 and a remainder of 16, 8 or 0 `bits`, an int16, an int8 or None.
 
@@ -75,11 +80,12 @@ def split(x: Array, bits: int, theta: Array) -> tuple[Array, Array | None]:
     special = jnp.where(magnitude > INFINITY, NAN, INFINITY)
     whole = jnp.where(magnitude < INFINITY, dithered, special) | whole & SIGN
     # Half a unit up in magnitude, so that the remainder, read as a signed number, leads back.
-    upper = _upper_half(whole + np.uint32(0x8000 if bits == 16 else 0x8000 & ~0xFF))
+    upper = _upper_half(whole + np.uint32(0x8000))
     remainder = jax.lax.bitcast_convert_type(whole - _bits_of(upper), jnp.int32) >> (16 - bits)
     return upper, remainder.astype(jnp.int16 if bits == 16 else jnp.int8)
 
 
+@jax.custom_jvp
 def join(x: Array, remainder: Array | None) -> Array:
     """The float32 that `split` took apart."""
     if remainder is None:
@@ -89,6 +95,26 @@ def join(x: Array, remainder: Array | None) -> Array:
     return jax.lax.bitcast_convert_type(upper + jax.lax.bitcast_convert_type(rest, jnp.uint32), jnp.float32)
 
 
+# Derivatives are those of numbers that nobody has rounded, as of any other conversion; bits would have none.
+
+
+@to_bfloat16.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    return to_bfloat16(*primals), tangents[0].astype(jnp.bfloat16)
+
+
+@split.defjvp
+def _(bits: int, primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Any, Any]:
+    upper, remainder = split(primals[0], bits, primals[1])
+    none = None if remainder is None else np.zeros(remainder.shape, jax.dtypes.float0)
+    return (upper, remainder), (tangents[0].astype(jnp.bfloat16), none)
+
+
+@join.defjvp
+def _(primals: tuple[Array, Array | None], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    return join(*primals), tangents[0].astype(jnp.float32)
+
+
 def block_of(shape: tuple[int, ...]) -> int:
     """How many elements along the last axis share a scale: its largest divisor up to 256. Rows have scales of their own: those
     of an embedding differ by orders of magnitude, as their tokens' frequencies do."""
@@ -96,10 +122,11 @@ def block_of(shape: tuple[int, ...]) -> int:
 
 
 def encode(x: Array, theta: Array) -> Coded:
-    """`x`, float32 with an axis at least, in 8 bits, dithered. What is not zero does not become zero."""
-    scales = _largest(x)
-    unit = jnp.abs(x) * _spread(jnp.where(scales == 0, 0, 1 / scales), x) * np.float32(LEVELS**4)
-    below = jnp.clip(jnp.floor(jnp.sqrt(jnp.sqrt(unit))), 0, LEVELS - 1)
+    """`x`, float32 with an axis at least, in 8 bits, dithered. What is not zero does not become zero. It has no derivative."""
+    x = jax.lax.stop_gradient(x)
+    scales = jnp.maximum(_largest(x), LEAST_SCALE)
+    unit = jnp.abs(x) * _spread(np.float32(LEVELS**4) / scales, x)  # 1 / scales may be too small for an ordinary number
+    below = jnp.floor(jnp.sqrt(jnp.sqrt(unit)))
     low, high = _fourth(below), _fourth(below + 1)
     # From 2⁻¹² to 1 − 2⁻¹²: what is on the grid stays there, although the roots are rounded.
     share = (theta >> 8).astype(jnp.float32) * np.float32(2.0**-24 * (1 - 2.0**-11)) + np.float32(2.0**-12)

@@ -15,7 +15,7 @@ from mithril_opt.core.newton_schulz import check_coefficients, check_spread, ort
 from mithril_opt.core.numerics import ema, zeros
 from mithril_opt.core.pytree import pytree, set_field, with_fields
 from mithril_opt.core.schedule import check_choice
-from mithril_opt.core.state import exported
+from mithril_opt.core.state import Counterpart, exported
 from mithril_opt.core.typing import Array, DecayMask, PyTree
 
 
@@ -110,6 +110,16 @@ class Muon(LeafOptimizer):
         set_field(self, "ns_dtype", _real_dtype("Muon: ns_dtype", self.ns_dtype))
         check_matrix_axes("Muon: matrix_axes", self.matrix_axes)
         check_spread("Muon: ns_sharding", self.ns_sharding)
+
+    @property
+    def torch(self) -> Counterpart:
+        # Muons of others have no such settings, and those whose momentum is a sum are 1 / (1 − β) times ours.
+        settings = frozenset({"momentum", "ns_steps", "ns_coefficients"})
+        return Counterpart("Muon", {"mu": "momentum_buffer"}, settings, counts=False, squares=False)
+
+    @property
+    def optax(self) -> Counterpart:
+        return Counterpart("MuonState", {"mu": "mu"})
 
     def for_leaf(self, path: str, param: Any) -> Self:
         rule = super().for_leaf(path, param)

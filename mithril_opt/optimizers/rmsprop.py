@@ -20,6 +20,11 @@ class RMSPropSlots(NamedTuple):
     mu: Array | None
     trace: Array | None
 
+    @property
+    def _exact(self) -> tuple[str, ...]:
+        """v and a, where v − a² would be little but their errors."""
+        return () if self.mu is None else ("nu", "mu")
+
 
 @pytree
 class RMSProp(LeafOptimizer):

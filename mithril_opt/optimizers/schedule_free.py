@@ -24,6 +24,8 @@ class ScheduleFreeSlots(NamedTuple):
     nu: Array | None
     x: Array | None
 
+    _exact = ("z", "x")  # their errors would add up
+
 
 @exported
 class ScheduleFreeShared(NamedTuple):
@@ -116,7 +118,8 @@ class ScheduleFreeAdamW(ScheduleFreeRule):
         weight_decay: λ ≥ 0, at y; 0.0 switches it off.
         r: r ≥ 0, how much more later points weigh.
         weight_lr_power: q ≥ 0, how much less those of the warm-up weigh.
-        keep_x: whether x is a slot. None: for 16-bit parameters, which have too few digits to tell it from y and z.
+        keep_x: whether x is a slot. None: for 16-bit parameters, which have too few digits to tell it from y and z. True for
+            those in `Round(..., remainder=0)`.
         decay_mask: `(path, leaf) -> bool`, True for the leaves that decay; None for all.
 
     Raises:

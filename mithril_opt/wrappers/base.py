@@ -227,6 +227,13 @@ class StatefulWrapper(Wrapper):
         return state._replace(optimizer=inner)
 
 
+def check_no_window(wrapper: Wrapper) -> None:
+    """Raise a ValueError if the optimizer in `wrapper` accumulates."""
+    if wrapper.optimizer.window_length not in (None, 1):
+        name = type(wrapper).__name__
+        raise ValueError(f"{name}: the optimizer accumulates; write Accumulate({name}(...), every=...)")
+
+
 def fresh_beside(optimizer: Optimizer, params: PyTree, start: Callable[[Any], Any]) -> PyTree:
     """What `start` makes of each leaf of `params` that `optimizer` moves, in float32 or wider and in buffers of its own."""
     return jax.tree.map(lambda leaf: fresh(start, leaf), optimizer.drop_frozen(trained(params), trained(params)))

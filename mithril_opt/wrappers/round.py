@@ -15,7 +15,7 @@ from mithril_opt.core.state import exported
 from mithril_opt.core.tree import aligned, describe_leaf, leaves_with_paths, overlay, trained, widen
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.core.updates import apply_updates, moved
-from mithril_opt.wrappers.base import StatefulWrapper
+from mithril_opt.wrappers.base import StatefulWrapper, check_no_window
 
 
 @exported
@@ -49,6 +49,9 @@ class Round(StatefulWrapper):
     Parameters of other dtypes are as without this wrapper. `eval_params` gives the float32 parameters, for evaluation and
     export.
 
+    Averages of the parameters go inside, `Round(EMA(...))`, where they see all digits. A Schedule-Free rule in
+    `Round(..., remainder=0)` needs `keep_x=True`: it would take the rounding of y for a move of x.
+
     Args:
         optimizer: the inner optimizer; none that accumulates, which goes around this one.
         remainder: bits kept beside each bfloat16 parameter: 16, 8 or 0.
@@ -73,8 +76,7 @@ class Round(StatefulWrapper):
         super().__post_init__()
         if self.remainder not in (0, 8, 16) or isinstance(self.remainder, bool):
             raise ValueError(f"Round: remainder must be 0, 8 or 16, got {self.remainder!r}")
-        if self.optimizer.window_length not in (None, 1):
-            raise ValueError("Round: the optimizer accumulates; write Accumulate(Round(...), every=...)")
+        check_no_window(self)
 
     @property
     def owns_addition(self) -> bool:
@@ -92,8 +94,7 @@ class Round(StatefulWrapper):
             if jnp.result_type(leaf) == jnp.float16:
                 raise ValueError(f"at {path!r}: Round takes no float16, whose sums overflow; train bfloat16 parameters")
         wide = overlay(params, jax.tree.map(widen, trained(params)), params)
-        remainder = jax.tree.map(self._empty, trained(params))
-        return RoundState(self.optimizer.init(wide), remainder, jnp.zeros((), jnp.int32))
+        return RoundState(self.optimizer.init(wide), self._fresh(trained(params)), jnp.zeros((), jnp.int32))
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: RoundState, **extra_args: Any) -> tuple[PyTree, RoundState]:
         wide, step = self._joined(params, state), saturating_increment(state.step)
@@ -115,10 +116,15 @@ class Round(StatefulWrapper):
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
         return None if any(jnp.result_type(leaf) == jnp.bfloat16 for _, leaf, _ in leaves) else "no parameter is bfloat16"
 
-    def _empty(self, leaf: Any) -> Any:
+    def _fresh(self, params: PyTree) -> PyTree:
+        """The remainder of each leaf that moves."""
         dtype = {16: jnp.int16, 8: jnp.int8}.get(self.remainder)
-        kept = dtype is not None and jnp.result_type(leaf) == jnp.bfloat16
-        return jnp.zeros_like(leaf, dtype=dtype) if kept else None
+
+        def empty(leaf: Any) -> Any:
+            kept = dtype is not None and jnp.result_type(leaf) == jnp.bfloat16
+            return jnp.zeros_like(leaf, dtype=dtype) if kept else None
+
+        return jax.tree.map(empty, self.drop_frozen(params, params))
 
     def _joined(self, params: PyTree, state: RoundState) -> PyTree:
         """`params` with the bfloat16 ones in float32."""
@@ -127,10 +133,10 @@ class Round(StatefulWrapper):
         except ValueError as error:
             raise ValueError(foreign(str(error))) from None
         leaves, structure = jax.tree.flatten(params)
-        return structure.unflatten([self._wide(*pair) for pair in zip(leaves, remainders, strict=True)])
+        expected = structure.flatten_up_to(jax.eval_shape(self._fresh, params))
+        return structure.unflatten([self._wide(*row) for row in zip(leaves, remainders, expected, strict=True)])
 
-    def _wide(self, param: Array, remainder: Array | None) -> Array:
-        expected = jax.eval_shape(self._empty, param)
+    def _wide(self, param: Array, remainder: Array | None, expected: Any) -> Array:
         if jax.tree.map(describe_leaf, expected) != jax.tree.map(describe_leaf, remainder):
             found, wanted = describe_leaf(remainder), describe_leaf(expected)
             raise ValueError(foreign(f"the remainder of {describe_leaf(param)} is {found}, not {wanted}"))

@@ -15,7 +15,7 @@ from mithril_opt.core.state import exported
 from mithril_opt.core.tree import map_leaves, overlay, placed_like, trained, widen
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.core.updates import plain
-from mithril_opt.wrappers.base import StatefulWrapper, fresh_beside
+from mithril_opt.wrappers.base import StatefulWrapper, check_no_window, fresh_beside
 
 
 @exported
@@ -82,8 +82,9 @@ class ScheduleFree(StatefulWrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.optimizer.window_length not in (None, 1):
-            raise ValueError("ScheduleFree: the optimizer accumulates; write Accumulate(ScheduleFree(...), every=...)")
+        check_no_window(self)
+        if self.optimizer.owns_addition:
+            raise ValueError("ScheduleFree: z has 32 bits or more, which Round leaves alone: write Round(ScheduleFree(...))")
 
     @property
     def state_type(self) -> type:
