@@ -95,6 +95,8 @@ class Number:
         if isinstance(value, bool) or not isinstance(value, int | float):
             found = f"{shown(value)} of type {type(value).__name__}"
             hint = "; an optimizer does not hold the parameters" if isinstance(value, dict | list | tuple) else ""
+            if isinstance(value, list | tuple) and all(isinstance(one, int | float) for one in value):
+                hint = "; each number is an argument of its own, beta1=0.9, beta2=0.999"
             raise TypeError(f"{where} must be {self.expected}{alternative}, got {found}{hint}")
         if not (
             self.minimum <= value <= self.maximum

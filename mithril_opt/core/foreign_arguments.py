@@ -1,7 +1,7 @@
 """Arguments written the way optax has them, trees of labels and of booleans: they get the line to write."""
 
-import glob
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,17 +29,18 @@ def refuse_labels(names: Iterable[str], groups: Any) -> None:
         return
     labels = leaves_with_paths(groups)
     if labels and all(isinstance(label, str) and label in names for _, label in labels):
-        line = _by_globs(names, labels)
+        line = _by_paths(names, labels)
         raise TypeError(
             "MultiOptimizer: groups say for each name which paths it takes, where optax has a tree of names; write "
             f"{line if len(line) <= LONGEST else _by_predicates(names)}"
         )
 
 
-def _by_globs(names: list[str], labels: list[tuple[str, str]]) -> str:
+def _by_paths(names: list[str], labels: list[tuple[str, str]]) -> str:
     """The groups of a tree of labels, each for a leaf or for all below it."""
-    patterns = {name: [glob.escape(path) for path, label in labels if label == name] for name in names}
-    return f"groups={ {name: [*own, *(f'{path}/*' for path in own)] for name, own in patterns.items()}!r}"
+    paths = {name: "|".join(re.escape(path) for path, label in labels if label == name) for name in names}
+    groups = [f"{name!r}: re.compile({f'^({own})(/|$)'!r})" for name, own in paths.items()]
+    return f"groups={{{', '.join(groups)}}}"
 
 
 def _by_predicates(names: list[str]) -> str:

@@ -1,8 +1,9 @@
 """Calls written the way PyTorch's and optax's are: they get the line to write."""
 
 import dataclasses
+import difflib
 import functools
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -10,31 +11,41 @@ import jax
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-# What others call the numbers of an optimizer, by our names; `betas` has them as a tuple.
+# What others call the arguments of an optimizer, a schedule or a wrapper, and what they may be called here.
 NAMES = {
-    "lr": ("learning_rate",),
-    "betas": ("beta1", "beta2", "beta3"),
+    "lr": ("learning_rate", "base_lr", "max_lr"),
+    "learning_rate": ("base_lr", "max_lr"),
     "b1": ("beta1",),
     "b2": ("beta2",),
     "eps": ("epsilon",),
     "alpha": ("decay",),
+    "wd": ("weight_decay",),
+    "mask": ("decay_mask",),
+    "max_norm": ("clip_norm",),
+    "every_k_schedule": ("every",),
 }
+BETAS = ("beta1", "beta2", "beta3")
 
 
-def refuse_other_names(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], ours: Set[str]) -> None:
-    """Raise a TypeError with the line to write if keywords of `name(*args, **kwargs)` are PyTorch's or optax's for `ours`."""
+def refuse_other_names(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], ours: Collection[str]) -> None:
+    """Raise a TypeError with the line to write if keywords of `name(*args, **kwargs)` are not among `ours`, but PyTorch's or
+    optax's names for them, or misspelt."""
     unknown = [key for key in kwargs if key not in ours]
+    if not unknown:
+        return
     renamed = {new: value for key, given in kwargs.items() for new, value in _renamed(key, given, ours)}
-    if unknown and set(renamed) <= ours:
-        raise TypeError(
-            f"{name} has no argument {', '.join(map(repr, unknown))}. "
-            f"Write {_call(name, args, renamed)} instead of {_call(name, args, kwargs)}"
-        )
+    known = {key: value for key, value in renamed.items() if key in ours}
+    rest = [key for key in renamed if key not in ours]
+    takes = f"; it takes {', '.join(ours)}" if rest else ""
+    line = f". Write {_call(name, args, known)} instead of {_call(name, args, kwargs)}" if rest != unknown else ""
+    raise TypeError(f"{name} has no argument {', '.join(map(repr, unknown))}{takes}{line}")
 
 
-def _renamed(key: str, value: Any, ours: Set[str]) -> Iterable[tuple[str, Any]]:
-    names = (key,) if key in ours else NAMES.get(key, (key,))
-    return zip(names, value if key == "betas" and isinstance(value, tuple | list) else (value,), strict=False)
+def _renamed(key: str, value: Any, ours: Collection[str]) -> Iterable[tuple[str, Any]]:
+    if key == "betas" and key not in ours and isinstance(value, tuple | list):
+        return zip(BETAS, value, strict=False)
+    likely = [key, *NAMES.get(key, ()), *difflib.get_close_matches(key, ours, 1)]
+    return [(next((name for name in likely if name in ours), key), value)]
 
 
 def _call(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

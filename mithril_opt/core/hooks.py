@@ -54,6 +54,10 @@ class Hooks:
         """`state`, whose slots are as the rules compute with them, as this optimizer stores it."""
         return state
 
+    def unmatched(self, params: PyTree) -> list[Any]:
+        """The globs and regular expressions in lists of patterns that match no leaf of `params`: perhaps they are misspelt."""
+        return []
+
     def around(self, params: PyTree) -> list[tuple[Any, ...]]:
         """For each leaf of `params` what is around the rule that it belongs to, the outermost first: pairs of a wrapper and the
         factor that it has for the rate of this leaf, a number, a schedule or None."""

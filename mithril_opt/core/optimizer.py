@@ -56,7 +56,7 @@ class Optimizer(Hooks, abc.ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         check_decorated(cls)
-        refuse_other_names(cls.__name__, args, kwargs, {field.name for field in dataclasses.fields(cls)})
+        refuse_other_names(cls.__name__, args, kwargs, [field.name for field in dataclasses.fields(cls)])
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -282,6 +282,8 @@ def check_optimizer(where: str, value: Any) -> None:
         hint = ""
         if hasattr(value, "init") and hasattr(value, "update") and not isinstance(value, type):
             hint = "; from_optax(...) turns an optax transformation into one"
+        if hasattr(value, "backward_and_update"):
+            hint = "; a trainer is around everything: MixedPrecisionTrainer(None, optimizer)"
         raise TypeError(f"{where} must be an Optimizer, got {shown(value)}{hint}")
 
 

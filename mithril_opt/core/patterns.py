@@ -7,6 +7,7 @@ from types import EllipsisType
 from typing import Any, TypeAlias
 
 from mithril_opt.core.fields import shown
+from mithril_opt.core.tree import listed
 
 Pattern: TypeAlias = "str | re.Pattern[str] | Callable[[str, Any], bool] | EllipsisType | list[Pattern] | tuple[Pattern, ...]"
 
@@ -32,6 +33,21 @@ def matching(patterns: Iterable[tuple[Any, Pattern]], path: str, leaf: Any) -> l
     named = list(patterns)
     names = [name for name, pattern in named if pattern is not ... and _matches(pattern, path, leaf)]
     return names or [name for name, pattern in named if pattern is ...]
+
+
+def unmatched(patterns: Iterable[Any], leaves: Iterable[tuple[str, Any]]) -> list[Any]:
+    """The globs and regular expressions in lists of `patterns` that match none of `leaves`: perhaps misspelt."""
+    leaves, inside = list(leaves), [one for pattern in patterns if isinstance(pattern, tuple) for one in _flat(pattern)]
+    return [one for one in inside if not callable(one) and not any(_matches(one, path, leaf) for path, leaf in leaves)]
+
+
+def no_leaf(patterns: list[Any]) -> tuple[str, ...]:
+    """A warning of `unmatched` patterns, if there are any."""
+    return (f"warning: no leaf matches {listed(map(repr, patterns))} in a list of patterns",) if patterns else ()
+
+
+def _flat(pattern: Any) -> list[Any]:
+    return [one for part in pattern for one in _flat(part)] if isinstance(pattern, tuple) else [pattern]
 
 
 def _matches(pattern: Any, path: str, leaf: Any) -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 
 from mithril_opt.core.decay_rate import DecayRate
 from mithril_opt.core.fields import shown, static
-from mithril_opt.core.foreign_calls import refuse_optimizer
+from mithril_opt.core.foreign_calls import refuse_optimizer, refuse_other_names
 from mithril_opt.core.pytree import check_decorated, check_numbers, pytree
 from mithril_opt.core.typing import Array, PyTree
 
@@ -49,8 +49,9 @@ class Schedule:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         check_decorated(cls)
         # Before __init__, which would only complain about the number of arguments.
-        names = {field.name for field in dataclasses.fields(cls)}
+        names = [field.name for field in dataclasses.fields(cls)]
         refuse_optimizer(cls.__name__, args, kwargs, takes_rate="base_lr" in names and "max_lr" not in names)
+        refuse_other_names(cls.__name__, args, kwargs, names)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

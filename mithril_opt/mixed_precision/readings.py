@@ -54,6 +54,10 @@ class Readings(abc.ABC):
         """For each leaf of `params` the name of its group and the innermost optimizer that it belongs to."""
         return self.optimizer.rules(params)
 
+    def unmatched(self, params: PyTree) -> list[Any]:
+        """The globs and regular expressions in lists of patterns that match no leaf of `params`."""
+        return self.optimizer.unmatched(params)
+
     def around(self, params: PyTree) -> list[tuple[Any, ...]]:
         """For each leaf of `params` what is around its rule, the trainer first: pairs with a factor for the rate."""
         return [((self, None), *inner) for inner in self.optimizer.around(params)]

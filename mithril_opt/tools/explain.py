@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mithril_opt.core.patterns import no_leaf
 from mithril_opt.core.schedule import Schedule
 from mithril_opt.core.table import Table
 from mithril_opt.core.tree import leaves_with_paths, listed
@@ -63,7 +64,8 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     footer = [f"{count:,} parameters, {size:,} bytes of state, {total_steps:,} steps"]
     footer += [f"not trained: {listed(others)}"] if others else []
     warnings = [f"warning: {text}" for text in _warnings(leaves, total_steps)]
-    return Table(COLUMNS, tuple(rows), (*footer, *sentences(leaves), *warnings))
+    misspelt = no_leaf(optimizer.unmatched(params))
+    return Table(COLUMNS, tuple(rows), (*footer, *sentences(leaves), *warnings, *misspelt))
 
 
 def _row(leaf: Leaf) -> tuple[Any, ...]:

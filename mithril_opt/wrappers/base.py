@@ -166,6 +166,9 @@ class Wrapper(Optimizer):
     def drop_frozen(self, params: PyTree, grads: PyTree) -> PyTree:
         return self.optimizer.drop_frozen(params, grads)
 
+    def unmatched(self, params: PyTree) -> list[Any]:
+        return self.optimizer.unmatched(params)
+
     def around(self, params: PyTree) -> list[tuple[Any, ...]]:
         return [((self, None), *inner) for inner in self.optimizer.around(params)]
 

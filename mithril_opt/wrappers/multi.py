@@ -9,7 +9,7 @@ from mithril_opt.core.fields import shown, static
 from mithril_opt.core.foreign_arguments import refuse_labels
 from mithril_opt.core.numerics import saturating_increment
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
-from mithril_opt.core.patterns import checked, matching
+from mithril_opt.core.patterns import checked, matching, no_leaf, unmatched
 from mithril_opt.core.pytree import pytree, set_field, with_fields
 from mithril_opt.core.slots import state_bytes
 from mithril_opt.core.state import OptState, Window, check_state
@@ -203,6 +203,11 @@ class MultiOptimizer(Optimizer):
         parts = zip(self.optimizers.values(), self._split(params, grads), strict=True)
         return overlay(params, *(optimizer.drop_frozen(own, given) for optimizer, (own, given) in parts))
 
+    def unmatched(self, params: PyTree) -> list[Any]:
+        own, parts = (pattern for _, pattern in self.groups), zip(self.optimizers.values(), self._split(params), strict=True)
+        inner = [pattern for optimizer, (part,) in parts for pattern in optimizer.unmatched(part)]
+        return unmatched(own, leaves_with_paths(params)) + inner
+
     def around(self, params: PyTree) -> list[tuple[Any, ...]]:
         parts = zip(self.optimizers.items(), self._split(params), strict=True)
         found = {name: iter(optimizer.around(own)) for (name, optimizer), (own,) in parts}
@@ -225,12 +230,13 @@ class MultiOptimizer(Optimizer):
             params: tree of arrays or `jax.ShapeDtypeStruct`s.
         """
         rows = []
-        columns = zip(leaves_with_paths(params), self.owners(params), state_bytes(self, params), strict=True)
-        for (path, leaf), name, size in columns:
+        each = zip(leaves_with_paths(params), self.owners(params), state_bytes(self, params), strict=True)
+        for (path, leaf), name, size in each:
             if name is not None:
                 optimizer = type(self.optimizers[name]).__name__
                 rows.append((path, jnp.shape(leaf), str(jnp.result_type(leaf)), name, optimizer, size))
-        return Table(("path", "shape", "dtype", "group", "optimizer", "state bytes"), tuple(rows))
+        columns, notes = ("path", "shape", "dtype", "group", "optimizer", "state bytes"), no_leaf(self.unmatched(params))
+        return Table(columns, tuple(rows), notes)
 
     def owners(self, params: PyTree) -> list[str | None]:
         """The group of every leaf, in the order of `jax.tree.leaves`; None for a passenger.

@@ -10,7 +10,7 @@ import numpy as np
 
 from mithril_opt.core.fields import Number, count, number, shown, static
 from mithril_opt.core.optimizer import Optimizer
-from mithril_opt.core.patterns import checked, matching
+from mithril_opt.core.patterns import checked, matching, unmatched
 from mithril_opt.core.pytree import check_numbers, pytree, set_field, with_fields
 from mithril_opt.core.schedule import Schedule, as_schedule, as_step
 from mithril_opt.core.tree import describe_leaf, leaves_with_paths, listed
@@ -151,6 +151,10 @@ class ScaleRate(Wrapper):
         factors = _at(self.factors.of(leaves_with_paths(params)), as_step(self.clock(state)))
         finite = [jnp.all(jnp.isfinite(factor)) for factor in factors if factor is not None]
         return functools.reduce(jnp.logical_and, finite, super().ready(state, params))
+
+    def unmatched(self, params: PyTree) -> list[Any]:
+        patterns = getattr(self.factors, "patterns", ())
+        return unmatched(patterns, leaves_with_paths(params)) + super().unmatched(params)
 
     def around(self, params: PyTree) -> list[tuple[Any, ...]]:
         factors = self.factors.of(leaves_with_paths(params))
