@@ -789,11 +789,11 @@ def test_training_goes_on(pair):
 
 
 def test_a_report_of_many_parameters_is_short():
-    params = {f"layer{i}": {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)} for i in range(5000)}
+    params = {f"layer{i}": {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)} for i in range(1000)}
     other = {**params, "head": jax.ShapeDtypeStruct((2,), jnp.float32)}
     state = jax.eval_shape(Adam().init, params)
     _, report = migrate(state, Adam(), params, EMA(AdamW()), other)
-    assert len(report.kept) == 10_001
+    assert len(report.kept) == 2001
     assert len(str(report).splitlines()) == 4
     assert len(str(report)) < 2000
     assert "layer0/w" in str(report)
