@@ -51,7 +51,7 @@ def moved(optimizer, state_dict, params=PARAMS):
         (AdamW, BETAS | {"amsgrad": False}, {"amsgrad": True}, "amsgrad=True"),
         (NAdam, BETAS | {"momentum_decay": 4e-3}, {"betas": (0.5, 0.999)}, "beta1=0.5"),
         (NAdam, BETAS | {"momentum_decay": 4e-3}, {"momentum_decay": 0.01}, "momentum_decay=0.01"),
-        (RAdam, BETAS, {"betas": (0.9, 0.9999)}, "beta2=0.9999"),
+        (RAdam, BETAS, {"betas": (0.9, 0.99901)}, "beta2=0.99901"),
         (Adamax, BETAS, {"eps": 1e-6}, "epsilon=1e-06"),
         (AdaDelta, {"rho": 0.9, "eps": 1e-6}, {"rho": 0.95}, "rho=0.95"),
         (AdaDelta, {"rho": 0.9, "eps": 1e-6}, {"eps": 1e-7}, "epsilon=1e-07"),
@@ -132,6 +132,7 @@ def test_what_only_torch_has():
         moved(optimizer, falling)
     with pytest.raises(ValueError, match=refused):
         state_to_torch(optimizer, PARAMS, optimizer.init(PARAMS), falling, ["w"])
+    moved(optimizer, saved(ADAGRAD | {"lr_decay": 0.25}))  # whose rate is another one from here on
     exec(str(caught.value).partition("this is the rate: ")[2], {"state_dict": falling})
     written = eval(re.search(r"write (.*), and", str(caught.value))[1], vars(mithril_opt))
     assert written.get_learning_rate(moved(written, falling)) == 0.25  # 0.5 / (1 + (5 − 1) 0.25), in the fifth update
