@@ -701,10 +701,10 @@ def test_the_trainer_keeps_its_scale_and_counters():
 def test_arguments_in_another_order():
     params, state = start(Adam(), steps=1)
     with pytest.raises(
-        TypeError, match=r"^migrate\(state, optimizer, params, new_optimizer, .*: optimizer must be .* got {'bo"
+        TypeError, match=r"^migrate\(state, optimizer, params, new_optimizer, .*: optimizer must be .* got dict$"
     ):
         migrate(state, params, Adam(), params, Adam())
-    with pytest.raises(TypeError, match=r": new_optimizer must be an optimizer or a trainer, got {'body"):
+    with pytest.raises(TypeError, match=r": new_optimizer must be an optimizer or a trainer, got dict$"):
         migrate(state, Adam(), params, params, Adam())
 
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mithril_opt.core.fields import shown
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.slots import foreign
 from mithril_opt.core.table import Table
@@ -129,7 +128,7 @@ def _check_optimizers(**given: Any) -> None:
         if not isinstance(value, Optimizer | MixedPrecisionTrainer):
             raise TypeError(
                 "migrate(state, optimizer, params, new_optimizer, new_params, rename=None): "
-                f"{name} must be an optimizer or a trainer, got {shown(value)}"
+                f"{name} must be an optimizer or a trainer, got {type(value).__name__}"
             )
 
 
