@@ -56,7 +56,7 @@ def back(optimizer, state, run="warmup", names=ORDER):
 def one_rule(factor=3.0, **settings):
     """One AdamW for both groups: a mask for the decay and factors for the rate."""
     settings = {"weight_decay": 0.1, "decay_mask": lambda path, leaf: path.endswith("w"), **settings}
-    return ScaleRate(AdamW(learning_rate=warmup(0.01), **settings), {("*/b", "embed"): factor})
+    return ScaleRate(AdamW(**{"learning_rate": warmup(0.01), **settings}), {("*/b", "embed"): factor})
 
 
 def test_any_groups_will_do_that_train_each_parameter_as_it_was():
@@ -162,6 +162,7 @@ def test_another_rate_is_an_error_that_shows_how_to_go_on():
     line = str(caught.value).partition("from here on: ")[2]
     exec(line, {"state_dict": saved})
     assert "lr" not in saved["param_groups"][1]
+    assert "MultiOptimizer" not in str(caught.value)
     assert bits(moved(other, saved=saved)) == bits(moved(two_groups(warmup)))
 
 
@@ -176,6 +177,20 @@ def test_a_scheduler_of_epochs_or_of_updates(schedule, rate):
     assert optimizer.get_learning_rate(state) == rate
     with pytest.raises(ValueError, match=r"has lr = 0.5 in PyTorch, but 0.25 in the next update here"):
         state_from_torch(optimizer, params, {**saved, "param_groups": [{**group, "lr": 0.5}]}, ["w"])
+
+
+def test_one_rule_for_groups_with_other_rates_and_decays():
+    remedy = "names follow .* PyTorch's groups differ in {}: give each a group of a MultiOptimizer. If it"
+    with pytest.raises(ValueError, match=r"'body/b' has lr = .*" + remedy.format("lr")):
+        moved(one_rule(factor=1.0))
+    with pytest.raises(ValueError, match=r"'body/b' has lr = .* parameter groups, and a step .* \+ skipped\)\. If it shall"):
+        moved(one_rule(learning_rate=warmup(0.02)))
+    with pytest.raises(ValueError, match=r"'body/b' has weight_decay = 0 .*" + remedy.format("weight_decay")):
+        moved(one_rule(decay_mask=None))
+    saved = state_dict("warmup")
+    saved["param_groups"][1]["betas"] = (0.9, 0.95)
+    with pytest.raises(ValueError, match=r"'body/b' has betas = \(0.9, 0.95\) .*" + remedy.format("betas")):
+        moved(one_rule(), saved=saved)
 
 
 def test_the_rate_of_the_step_before_is_another_one():
@@ -331,8 +346,10 @@ def test_schedulers_of_several_optimizers():
 def test_scalers_that_are_missing_or_move_by_another_rule():
     optimizer, scaler = two_groups(warmup), scaler_of("warmup")
     trainer = lambda **settings: MixedPrecisionTrainer(None, optimizer, **{**SCALING, **settings})  # noqa: E731
-    for missing in (None, {}):
-        with pytest.raises(ValueError, match=r"so PyTorch's scale is needed.* scaler=scaler.state_dict\(\)\); got"):
+    for missing in (None, {"scale": 1.0}):
+        with pytest.raises(
+            ValueError, match=r"scale is needed.* scaler=scaler.state_dict\(\)\), or scaler={} for .* afresh; got"
+        ):
             moved(trainer(), scaler=missing)
     with pytest.raises(
         ValueError, match=r"has growth_interval=4, the trainer 2000: MixedPrecisionTrainer\(..., growth_interval=4"
@@ -348,5 +365,8 @@ def test_scalers_that_are_missing_or_move_by_another_rule():
         scaler_to_torch(moved(optimizer), scaler)
     fixed = trainer(dynamic_loss_scaling=False, growth_interval=2000)
     assert moved(fixed, scaler=scaler).loss_scale.scale == 2048
+    switched_off = moved(trainer(), scaler={})  # GradScaler(enabled=False).state_dict()
+    assert bits(switched_off.loss_scale) == bits(trainer().init(params_of("warmup")).loss_scale)
+    assert bits(switched_off.optimizer) == bits(moved(optimizer))
     plain = trainer(policy="bfloat16")
     assert bits(moved(plain).loss_scale) == bits(plain.init(params_of("warmup")).loss_scale)

@@ -15,12 +15,15 @@ from mithril_opt import (
     Accumulate,
     Adam,
     AdamW,
+    ChainedScheduler,
     Clip,
     CosineDecayLR,
+    LambdaLR,
     LeafOptimizer,
     LinearWarmupScheduler,
     MixedPrecisionTrainer,
     MultiOptimizer,
+    MultiplicativeLR,
     Optimizer,
     PerEpoch,
     ReduceLROnPlateau,
@@ -111,6 +114,26 @@ def test_a_function_of_the_step_that_is_none(around, function, error, message):
     optimizer = SGD(learning_rate=around(function))
     with pytest.raises(error, match=message):
         jax.jit(optimizer.update)(PARAMS, PARAMS, SGD().init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        LambdaLR(0.1, lambda k: min(1, k / 3)),
+        LambdaLR(0.1, lambda k: math.cos(k)),
+        MultiplicativeLR(0.1, lambda k: 0.9 if k > 2 else 1.0),
+        MultiplicativeLR(0.1, lambda k: jnp.float32(1.0) if k > 2 else 1.0),
+        ChainedScheduler([LambdaLR(0.1, lambda k: max(k, 3)), StepLR(1.0, 3)]),
+        SequentialLR([StepLR(0.1, 3), lambda k: min(1, k / 3)], [2]),
+        jax.tree_util.Partial(lambda scale, k: max(scale, k), 0.5),
+    ],
+)
+def test_a_function_inside_a_schedule_that_is_none(schedule):
+    optimizer = SGD(learning_rate=schedule)
+    with pytest.raises(
+        TypeError, match=r"made of jax.numpy operations, with jnp.cos for math.cos, jnp.minimum for min and jnp"
+    ):
+        optimizer.update(PARAMS, PARAMS, SGD().init(PARAMS))
 
 
 def test_the_memory_of_another_schedule():

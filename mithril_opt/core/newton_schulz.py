@@ -79,7 +79,7 @@ def orthogonalize(
         dtype: what X is kept in between the products, which add up in float32 or wider; None for that of each stack.
         sharding: `NamedSharding` or `PartitionSpec`, whose first entry names the mesh axes that the matrices are spread over.
     """
-    triples = _triples(coefficients, steps)
+    triples = expanded(coefficients, steps)
     wide = [jnp.swapaxes(x, -1, -2) if x.shape[-2] > x.shape[-1] else x for x in stacks]
     groups: dict[Any, list[int]] = {}
     for i, x in enumerate(wide):
@@ -93,7 +93,8 @@ def orthogonalize(
     return [jnp.swapaxes(o, -1, -2) if x.shape[-2] > x.shape[-1] else o for o, x in zip(wide, stacks, strict=True)]
 
 
-def _triples(coefficients: str | Coefficients, steps: int) -> Coefficients:
+def expanded(coefficients: str | Coefficients, steps: int) -> Coefficients:
+    """The triple of each step."""
     known = PRESETS[coefficients] if isinstance(coefficients, str) else coefficients
     return (*known, *[known[-1]] * steps)[:steps]
 

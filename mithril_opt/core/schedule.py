@@ -99,8 +99,14 @@ class Schedule:
 
     def read(self, memory: PyTree, step: Array) -> Array:
         """The value at `step`, an int32 array of numbers ≥ 0, given `memory`: float32 of the shape of `step`."""
-        with jax.numpy_dtype_promotion("standard"):  # a function of the user's may mix integers and floats
-            value = self.value_given(step, memory)
+        try:
+            with jax.numpy_dtype_promotion("standard"):  # a function of the user's may mix integers and floats
+                value = self.value_given(step, memory)
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+            raise TypeError(
+                f"{self!r}: a function of the step is traced, so it must be made of jax.numpy operations, with jnp.cos for "
+                "math.cos, jnp.minimum for min and jnp.where for if"
+            ) from error
         if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
             raise TypeError(f"{self!r} must return a number at every step, got {value!r}")
         numbers = jnp.asarray(value)
@@ -120,13 +126,7 @@ class Function(Schedule):
     function: Any = static()
 
     def value(self, step: Array) -> Any:
-        try:
-            return self.function(step)
-        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-            raise TypeError(
-                f"{self!r}: a function of the step is traced, so it must be made of jax.numpy operations, with jnp.cos for "
-                "math.cos and jnp.where for if"
-            ) from error
+        return self.function(step)
 
     def __repr__(self) -> str:
         return repr(self.function)

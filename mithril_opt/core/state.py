@@ -1,5 +1,6 @@
 """The state of an optimizer, and whether it belongs to the optimizer that is given it."""
 
+import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -97,6 +98,12 @@ class Seen(NamedTuple):
         return cls(jnp.zeros((), jnp.float32), jnp.zeros((), bool), jnp.full((), -1, jnp.int32))
 
 
+# The fields of `Counterpart` for β₁, β₂ and ε as every Adam of PyTorch has them.
+BETAS_AND_EPS = MappingProxyType(
+    {"beta1": ("betas", operator.itemgetter(0)), "beta2": ("betas", operator.itemgetter(1)), "epsilon": "eps"}
+)
+
+
 class Counterpart(NamedTuple):
     """What another library calls a rule and its state.
 
@@ -106,6 +113,8 @@ class Counterpart(NamedTuple):
         settings: settings by which the parameter groups of PyTorch's rule are known.
         values: what some of them must be where a group has them: AdamW is an Adam whose "decoupled_weight_decay" is True.
         foreign: settings of other rules of PyTorch whose slots have the same names.
+        fields: by our field, the setting of PyTorch's groups that is the same number or switch, or its name and a function that
+            makes of PyTorch's value ours. The learning rate and the weight decay are known.
         reduced: `(path, leaf) -> {slot: axis}`, the axes of a leaf that its slots lack and PyTorch keeps with size 1.
         counts: whether PyTorch counts its updates.
         squares: whether it keeps squares, which are not those of the modulus for a complex parameter.
@@ -116,6 +125,7 @@ class Counterpart(NamedTuple):
     settings: frozenset[str] = frozenset()
     values: Mapping[str, Any] = MappingProxyType({})
     foreign: frozenset[str] = frozenset()
+    fields: Mapping[str, str | tuple[str, Callable[[Any], Any]]] = MappingProxyType({})
     reduced: Callable[[str, Any], dict[str, int]] = lambda path, leaf: {}
     counts: bool = True
     squares: bool = True

@@ -11,8 +11,16 @@ from mithril_opt.core.state import check_state
 from mithril_opt.core.tree import leaves_with_paths, trained
 from mithril_opt.core.typing import PyTree
 from mithril_opt.interop.torch_arrays import Axes, Names, axes_of, back, paths_of
-from mithril_opt.interop.torch_groups import Kept, check_settings, kept_by_path, moving, next_update, separate, with_rates
+from mithril_opt.interop.torch_groups import Kept, kept_by_path, moving, separate
 from mithril_opt.interop.torch_memory import loss_scale_from, remembered
+from mithril_opt.interop.torch_settings import (
+    check_fields,
+    check_minimised,
+    check_rates,
+    check_settings,
+    next_update,
+    with_rates,
+)
 from mithril_opt.interop.torch_slots import common_step, entries_of, filled
 from mithril_opt.mixed_precision.commit import TrainerState
 from mithril_opt.mixed_precision.readings import check_made_by
@@ -35,11 +43,11 @@ def state_from_torch(
     """The state of `optimizer` with the numbers of a PyTorch `optimizer.state_dict()` of the same rules.
 
     The groups of a `MultiOptimizer` need not be PyTorch's parameter groups, but each parameter must be trained as it was there:
-    by the same rule, with the weight decay and, in the next update, the rate that its group in PyTorch has ("lr" after
-    `scheduler.step()`). For another rate from here on, delete "lr" from the groups, or move with PyTorch's rate and use the
-    state with another optimizer. A schedule is a function of the count of updates, with which `scheduler.last_epoch` must
-    agree; that of a scheduler that makes a step per epoch is a `PerEpoch`. Where `GradScaler` skipped updates, their scheduler
-    has gone on: write `lambda step: schedule(step + skipped)`.
+    by the same rule, with the numbers and switches that its group in PyTorch has and, in the next update, its rate ("lr" after
+    `scheduler.step()`). What a group lacks is not compared: for another rate from here on, delete "lr" from the groups, or move
+    with PyTorch's rate and use the state with another optimizer. A schedule is a function of the count of updates, with which
+    `scheduler.last_epoch` must agree; that of a scheduler that makes a step per epoch is a `PerEpoch`. Where `GradScaler`
+    skipped updates, their scheduler has gone on: write `lambda step: schedule(step + skipped)`.
 
     What a wrapper keeps of its own, an average or the window of `Accumulate`, begins afresh.
 
@@ -59,7 +67,8 @@ def state_from_torch(
         step: number of updates made, for a state that does not say it (that of `torch.optim.SGD`).
         scheduler: the `state_dict()` of PyTorch's `ReduceLROnPlateau`, where a learning rate follows a metric; the reduced rate
             is that of the parameter groups. With several optimizers, a dictionary of them under the same names.
-        scaler: the `state_dict()` of PyTorch's `GradScaler`, for a trainer that scales the loss.
+        scaler: the `state_dict()` of PyTorch's `GradScaler`, for a trainer that scales the loss. {}, that of one with
+            `enabled=False`, begins with the trainer's own scale.
 
     Returns:
         A state as `optimizer.init(params)` makes it, in dtypes and placement too.
@@ -67,8 +76,8 @@ def state_from_torch(
     Raises:
         ValueError: an optimizer without a counterpart, a state of another one, names that are not the paths of `params`, a slot
             that is missing, unknown or of another shape, complex moments, parameters that made different numbers of updates,
-            a number that is not known; a rate or weight decay that is not PyTorch's; or a scheduler or scaler that is missing,
-            has no use, or cannot have come to where it is by the settings here.
+            a number that is not known; a rate, another number or a switch that is not PyTorch's; `maximize` or `lr_decay`; or a
+            scheduler or scaler that is missing, has no use, or cannot have come to where it is by the settings here.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,7 +103,11 @@ def state_from_torch(
         raise ValueError("no learning rate here follows a metric, they are functions of the updates made: leave scheduler out")
     if follows:
         state = _with_memories(optimizer, params, state, count, kept, scheduler)
-    check_settings(kept, next_update(optimizer, params, state), ("lr", "weight_decay"), count)
+    updates = next_update(optimizer, params, state)
+    check_minimised(kept, updates)
+    check_rates(kept, updates, count)
+    check_settings(kept, updates, ("lr", "weight_decay"), count)
+    check_fields(kept, updates, count)
     return optimizer.pack(state)
 
 
@@ -144,8 +157,9 @@ def state_to_torch(
     state, entries = optimizer.unpack(state), {}
     for rule, own, part in _each_rule(optimizer, params, state):
         entries |= entries_of(rule, own, part, axes) if moving(rule, own) else {}
-    updates = next_update(optimizer, params, state)
-    check_settings(kept, updates, ("weight_decay",), int(optimizer.clock(state)))
+    updates, count = next_update(optimizer, params, state), int(optimizer.clock(state))
+    check_rates(kept, updates, count)
+    check_settings(kept, updates, ("weight_decay",), count)
 
     def moved(label: Any, one: Mapping[str, Any]) -> dict[str, Any]:
         state = {row.key: entries[path] for path, row in kept.items() if row.label == label and entries.get(path)}

@@ -1,6 +1,7 @@
 """PyTorch's tensors as our arrays, and back. torch is not imported: tensors become NumPy arrays."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
@@ -21,6 +22,17 @@ def paths_of(names: Names) -> list[str]:
     if isinstance(names, str):
         raise ValueError(f"names must be a list of paths or a dictionary from PyTorch's names to paths, got {names!r}")
     return list(names.values() if isinstance(names, Mapping) else names)
+
+
+def misnamed(paths: Sequence[str], needed: Collection[str], known: Collection[str]) -> str:
+    """What is wrong with `paths`, which should have all that is `needed` and only what is `known`, each once; "" if nothing."""
+    counts = Counter(paths)
+    wrong = {
+        "missing": [path for path in needed if path not in counts],
+        "unknown": [path for path in counts if path not in known],
+        "twice": [path for path, count in counts.items() if count > 1],
+    }
+    return "; ".join(f"{what}: {listed(found)}" for what, found in wrong.items() if found)
 
 
 def axes_of(transpose: Axes, paths: Iterable[str]) -> Mapping[str, Sequence[int]]:

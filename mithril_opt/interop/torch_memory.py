@@ -128,11 +128,13 @@ def loss_scale_from(trainer: MixedPrecisionTrainer, scaler: Any) -> LossScaleSta
         if scaler:
             raise ValueError(f"{trainer.policy!r} scales no loss; leave scaler out")
         return fresh
+    if isinstance(scaler, Mapping) and not scaler:  # of one that was switched off: there was no scale
+        return fresh
     if not isinstance(scaler, Mapping) or not set(scaler) >= set(SCALED):
         found = sorted(map(str, scaler)) if isinstance(scaler, Mapping) else scaler
         raise ValueError(
-            "the trainer scales the loss, so PyTorch's scale is needed, of a GradScaler that is enabled: "
-            f"state_from_torch(..., scaler=scaler.state_dict()); got {found}"
+            "the trainer scales the loss, so PyTorch's scale is needed: state_from_torch(..., scaler=scaler.state_dict()), or "
+            f"scaler={{}} for a loss scale that begins afresh; got {found}"
         )
     _check_scaling(trainer, scaler)
     scale, tracker = float(scaler["scale"]), int(scaler["_growth_tracker"])

@@ -8,7 +8,18 @@ import numpy as np
 
 from mithril_opt.core.tree import as_array, describe_leaf, leaves_with_paths, listed, trained
 from mithril_opt.core.typing import PyTree
-from mithril_opt.interop.torch_arrays import Axes, Names, as_numpy, axes_of, back, fitted, for_torch, paths_of, permuted
+from mithril_opt.interop.torch_arrays import (
+    Axes,
+    Names,
+    as_numpy,
+    axes_of,
+    back,
+    fitted,
+    for_torch,
+    misnamed,
+    paths_of,
+    permuted,
+)
 
 
 def params_from_torch(params: PyTree, state_dict: Mapping[str, Any], names: Names, transpose: Axes = ()) -> PyTree:
@@ -90,8 +101,9 @@ def _names_by_path(params: PyTree, state_dict: Mapping[str, Any], names: Names) 
     """By path, what PyTorch calls each parameter."""
     _check_model(state_dict)
     expected, paths = [path for path, _ in leaves_with_paths(trained(params))], paths_of(names)
-    if sorted(paths) != sorted(expected):
-        raise ValueError(f"names must have the path of each parameter once, {listed(expected)}; got {listed(paths)}")
+    if wrong := misnamed(paths, expected, set(expected)):
+        order = "" if isinstance(names, Mapping) else ", in the order of state_dict"
+        raise ValueError(f"names must have the path of each parameter once{order}: {wrong}")
     theirs = list(names) if isinstance(names, Mapping) else list(state_dict)
     if len(theirs) != len(paths):
         raise ValueError(

@@ -67,7 +67,8 @@ class AdaDelta(LeafOptimizer):
 
     @property
     def torch(self) -> Counterpart:
-        return Counterpart("Adadelta", {"nu": "square_avg", "delta_sq": "acc_delta"}, frozenset({"rho"}))
+        slots, fields = {"nu": "square_avg", "delta_sq": "acc_delta"}, {"rho": "rho", "epsilon": "eps"}
+        return Counterpart("Adadelta", slots, frozenset({"rho"}), fields=fields)
 
     @property
     def optax(self) -> Counterpart:

@@ -1,5 +1,6 @@
 """Adafactor."""
 
+import operator
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax.numpy as jnp
@@ -103,7 +104,9 @@ class Adafactor(LeafOptimizer):
         slots = {"row": "row_var", "col": "col_var", "nu": "variance"}
         if self.beta1 is not None:  # PyTorch has no first moment
             return None
-        return Counterpart("Adafactor", slots, frozenset({"beta2_decay", "d"}), reduced=self._reduced_axes)
+        second = operator.itemgetter(1)  # the first has no counterpart: it bounds what ours is added to
+        fields = {"decay": ("beta2_decay", operator.neg), "epsilon2": ("eps", second), "update_clip": "d"}
+        return Counterpart("Adafactor", slots, frozenset({"beta2_decay"}), fields=fields, reduced=self._reduced_axes)
 
     @property
     def optax(self) -> Counterpart | None:

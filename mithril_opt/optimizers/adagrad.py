@@ -59,7 +59,8 @@ class AdaGrad(LeafOptimizer):
 
     @property
     def torch(self) -> Counterpart:
-        return Counterpart("Adagrad", {"sum_of_squares": "sum"}, frozenset({"lr_decay", "initial_accumulator_value"}))
+        settings = frozenset({"lr_decay", "initial_accumulator_value"})
+        return Counterpart("Adagrad", {"sum_of_squares": "sum"}, settings, fields={"epsilon": "eps"})
 
     @property
     def optax(self) -> Counterpart:

@@ -9,7 +9,7 @@ from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.numerics import abs_sq, ema, real_zeros, safe_divide, safe_sqrt, zeros
 from mithril_opt.core.pytree import pytree
 from mithril_opt.core.reductions import unit_mean
-from mithril_opt.core.state import Counterpart, exported
+from mithril_opt.core.state import BETAS_AND_EPS, Counterpart, exported
 from mithril_opt.core.typing import Array, DecayMask
 
 
@@ -75,7 +75,8 @@ class Adam(LeafOptimizer):
     def torch(self) -> Counterpart:
         slots = {"mu": "exp_avg", "nu": "exp_avg_sq", "nu_max": "max_exp_avg_sq"}
         values = {"decoupled_weight_decay": self.decoupled_weight_decay}
-        return Counterpart(type(self).__name__, slots, frozenset({"betas", "amsgrad"}), values)
+        fields = {**BETAS_AND_EPS, "amsgrad": "amsgrad"}
+        return Counterpart(type(self).__name__, slots, frozenset({"amsgrad"}), values, fields=fields)
 
     @property
     def optax(self) -> Counterpart | None:

@@ -8,7 +8,7 @@ from mithril_opt.core.fields import DecayRateOrSchedule, ScalarOrSchedule, decay
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.numerics import ema, real_zeros, safe_divide, zeros
 from mithril_opt.core.pytree import pytree
-from mithril_opt.core.state import Counterpart, exported
+from mithril_opt.core.state import BETAS_AND_EPS, Counterpart, exported
 from mithril_opt.core.typing import Array, DecayMask
 
 LARGE_EPSILON = 1e-3  # few gradients are larger
@@ -68,7 +68,7 @@ class Adamax(LeafOptimizer):
 
     @property
     def torch(self) -> Counterpart:
-        return Counterpart("Adamax", {"mu": "exp_avg", "u": "exp_inf"}, frozenset({"betas"}))
+        return Counterpart("Adamax", {"mu": "exp_avg", "u": "exp_inf"}, frozenset({"betas"}), fields=BETAS_AND_EPS)
 
     @property
     def optax(self) -> Counterpart:

@@ -11,7 +11,7 @@ import numpy as np
 from mithril_opt.core.fields import AxesOrFunction, DecayRateOrSchedule, ScalarOrSchedule, count, decay_rate, number, static
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.matrices import as_matrices, check_matrix_axes, from_matrices, matrix_axes_at
-from mithril_opt.core.newton_schulz import check_coefficients, check_spread, orthogonalize
+from mithril_opt.core.newton_schulz import check_coefficients, check_spread, expanded, orthogonalize
 from mithril_opt.core.numerics import ema, zeros
 from mithril_opt.core.pytree import pytree, set_field, with_fields
 from mithril_opt.core.schedule import check_choice
@@ -114,8 +114,20 @@ class Muon(LeafOptimizer):
     @property
     def torch(self) -> Counterpart:
         # Muons of others have no such settings, and those whose momentum is a sum are 1 / (1 − β) times ours.
-        settings = frozenset({"momentum", "ns_steps", "ns_coefficients"})
-        return Counterpart("Muon", {"mu": "momentum_buffer"}, settings, counts=False, squares=False)
+        settings = frozenset({"ns_steps", "ns_coefficients"})
+        fields = {
+            "beta": "momentum",
+            "nesterov": "nesterov",
+            "scaling": ("adjust_lr_fn", lambda name: name or "original"),
+            "ns_steps": "ns_steps",
+            "ns_coefficients": ("ns_coefficients", self._coefficients_of),
+        }
+        return Counterpart("Muon", {"mu": "momentum_buffer"}, settings, fields=fields, counts=False, squares=False)
+
+    def _coefficients_of(self, triple: Any) -> Any:
+        """PyTorch's `triple` of all steps as ours: in our words if it is the same."""
+        ours, theirs = self.ns_coefficients, (tuple(triple),)
+        return ours if expanded(ours, self.ns_steps) == expanded(theirs, self.ns_steps) else theirs
 
     @property
     def optax(self) -> Counterpart:

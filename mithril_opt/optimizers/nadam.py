@@ -8,7 +8,7 @@ from mithril_opt.core.fields import DecayRateOrSchedule, ScalarOrSchedule, decay
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.numerics import abs_sq, ema, real_dtype, real_zeros, safe_divide, safe_sqrt, zeros
 from mithril_opt.core.pytree import pytree
-from mithril_opt.core.state import Counterpart, exported
+from mithril_opt.core.state import BETAS_AND_EPS, Counterpart, exported
 from mithril_opt.core.typing import Array, DecayMask
 
 
@@ -74,7 +74,8 @@ class NAdam(LeafOptimizer):
     def torch(self) -> Counterpart:
         slots = {"mu": "exp_avg", "nu": "exp_avg_sq", "product": "mu_product"}
         values = {"decoupled_weight_decay": self.decoupled_weight_decay}
-        return Counterpart("NAdam", slots, frozenset({"betas", "momentum_decay"}), values)
+        fields = {**BETAS_AND_EPS, "momentum_decay": "momentum_decay"}
+        return Counterpart("NAdam", slots, frozenset({"momentum_decay"}), values, fields=fields)
 
     def init_leaf(self, param: Array) -> NAdamSlots:
         return NAdamSlots(mu=zeros(param), nu=real_zeros(param), product=jnp.ones((), real_dtype(param.dtype)))

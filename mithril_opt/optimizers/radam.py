@@ -9,7 +9,7 @@ from mithril_opt.core.fields import DecayRateOrSchedule, ScalarOrSchedule, decay
 from mithril_opt.core.leaf_optimizer import LeafOptimizer
 from mithril_opt.core.numerics import abs_sq, ema, real_zeros, safe_divide, safe_sqrt, zeros
 from mithril_opt.core.pytree import pytree
-from mithril_opt.core.state import Counterpart, exported
+from mithril_opt.core.state import BETAS_AND_EPS, Counterpart, exported
 from mithril_opt.core.typing import Array, DecayMask
 
 
@@ -75,7 +75,7 @@ class RAdam(LeafOptimizer):
     def torch(self) -> Counterpart:
         slots = {"mu": "exp_avg", "nu": "exp_avg_sq"}
         values = {"decoupled_weight_decay": self.decoupled_weight_decay}
-        return Counterpart("RAdam", slots, frozenset({"betas"}), values, foreign=frozenset({"amsgrad"}))
+        return Counterpart("RAdam", slots, frozenset({"betas"}), values, frozenset({"amsgrad"}), BETAS_AND_EPS)
 
     @property
     def optax(self) -> Counterpart:

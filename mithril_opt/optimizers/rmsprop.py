@@ -74,7 +74,8 @@ class RMSProp(LeafOptimizer):
     @property
     def torch(self) -> Counterpart:
         slots = {"nu": "square_avg", "mu": "grad_avg", "trace": "momentum_buffer"}
-        return Counterpart("RMSprop", slots, frozenset({"alpha", "centered"}))
+        fields = {"decay": "alpha", "epsilon": "eps", "momentum": "momentum", "centered": "centered"}
+        return Counterpart("RMSprop", slots, frozenset({"centered"}), fields=fields)
 
     @property
     def optax(self) -> Counterpart | None:

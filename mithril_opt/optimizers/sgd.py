@@ -62,8 +62,8 @@ class SGD(LeafOptimizer):
 
     @property
     def torch(self) -> Counterpart:
-        settings = frozenset({"momentum", "dampening", "nesterov"})
-        return Counterpart("SGD", {"trace": "momentum_buffer"}, settings, counts=False, squares=False)
+        slots, fields = {"trace": "momentum_buffer"}, {name: name for name in ("momentum", "nesterov", "dampening")}
+        return Counterpart("SGD", slots, frozenset({"dampening"}), fields=fields, counts=False, squares=False)
 
     @property
     def optax(self) -> Counterpart | None:

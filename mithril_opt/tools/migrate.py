@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.slots import foreign
 from mithril_opt.core.table import Table
 from mithril_opt.core.tree import describe_leaf, leaves_with_paths, listed, trained
@@ -15,7 +16,7 @@ from mithril_opt.core.typing import PyTree
 from mithril_opt.interop.state_dict import placed
 from mithril_opt.mixed_precision.trainer import MixedPrecisionTrainer
 from mithril_opt.tools.entries import CLOCK, Entry, entries_of, outer_clock, trained_state
-from mithril_opt.tools.matches import GONE, UNUSED, Match, Matcher, Side
+from mithril_opt.tools.matches import GONE, MOVED, UNUSED, Match, Matcher, Side
 from mithril_opt.tools.renames import Rename, renamed
 
 
@@ -26,7 +27,8 @@ class MigrationReport(NamedTuple):
         kept: by its name in the new state, as `to_state_dict` has it, the name in the old state of each array that is the same.
         resized: the same of those of which only a part was kept, because their parameters have another shape.
         fresh: the names in the new state of the arrays that start as `init` made them, each with the reason.
-        dropped: the names in the old state of the arrays that are gone, each with the reason.
+        dropped: the names in the old state of the arrays that are gone, each with the reason. Which leaf last had a bad
+            gradient is a position, which means nothing among other leaves: it is fresh, and not listed here.
         notes: what to know before training goes on.
 
     Example:
@@ -90,7 +92,7 @@ def migrate(
     Raises:
         ValueError: the state is not one of `optimizer` and `params`; gradients in an accumulated window would be lost; a
             pattern fits no path, or two parameters have, or get, the same path.
-        TypeError: `rename` is neither a function nor such a dictionary.
+        TypeError: `rename` is neither a function nor such a dictionary; or something else stands where an optimizer should.
 
     Example:
         >>> import jax.numpy as jnp
@@ -107,6 +109,7 @@ def migrate(
         fresh         2  average/embed, average/head                                               the old state has none
         note: fresh moments on a clock at 1, which makes the first steps too large: embed, extra
     """
+    _check_optimizers(optimizer=optimizer, new_optimizer=new_optimizer)
     old = _side(optimizer, params, _unpacked(optimizer, state))
     _check_state(old, _side(optimizer, params, _unpacked(optimizer, jax.eval_shape(optimizer.init, trained(params)))))
     abstract = _is_abstract((state, new_params))
@@ -118,6 +121,15 @@ def migrate(
     leaves = [match.entry.leaf if abstract else _filled(match) for match in matches]
     migrated = _packed(new_optimizer, jax.tree.unflatten(jax.tree.structure(template), leaves))
     return migrated, _report(old, new, names, matches)
+
+
+def _check_optimizers(**given: Any) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Optimizer | MixedPrecisionTrainer):
+            raise TypeError(
+                "migrate(state, optimizer, params, new_optimizer, new_params, rename=None): "
+                f"{name} must be an optimizer or a trainer, got {type(value).__name__}"
+            )
 
 
 def _is_abstract(tree: PyTree) -> bool:
@@ -188,7 +200,7 @@ def _report(old: Side, new: Side, names: dict[str, str], matches: list[Match]) -
     whole = {match.entry.name: match.whole for match in going_on}
     misfits = {other.name: match.why or f"the same as {match.found[0].name}" for match in matches for other in match.found}
     used = {*sources.values()}
-    dropped = [entry for entry in old.entries if entry.name not in used]
+    dropped = [entry for entry in old.entries if entry.name not in used and misfits.get(entry.name) != MOVED]
     return MigrationReport(
         kept={name: source for name, source in sources.items() if whole[name]},
         resized={name: source for name, source in sources.items() if not whole[name]},
