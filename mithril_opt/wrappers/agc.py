@@ -9,7 +9,6 @@ from mithril_opt.core.norm import LARGE
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
 from mithril_opt.core.reductions import axes_at, check_axes, unit_norm
-from mithril_opt.core.state import Seen
 from mithril_opt.core.tree import map_leaves, paths_of, widen
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.wrappers.base import Wrapper
@@ -56,8 +55,9 @@ class AGC(Wrapper):
         super().__post_init__()
         check_axes("AGC: unit_axes", self.unit_axes)
 
-    def clips(self, state: Any, seen: Seen) -> Array:
-        return jnp.bool(False)  # whatever clips inside sees other gradients
+    @property
+    def hands_on_gradients(self) -> bool:
+        return False
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
         own = self.numbers(state)

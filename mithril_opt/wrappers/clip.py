@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from mithril_opt.clipping import clip_gradients
 from mithril_opt.core.fields import number
@@ -55,11 +54,15 @@ class Clip(Wrapper):
         if (self.clip_norm is None) == (self.clip_value is None):
             raise ValueError(f"Clip: give exactly one of clip_norm and clip_value, got {self.clip_norm!r}, {self.clip_value!r}")
 
+    @property
+    def hands_on_gradients(self) -> bool:
+        return self.clip_norm is not None  # where it clips, it is known, and where not, it changes nothing
+
     def clips(self, state: Any, seen: Seen) -> Array:
-        bound = self.numbers(state).clip_norm
-        if bound is None:
-            return jnp.bool(False)  # whatever clips inside sees other gradients
-        return ((seen.norm > scalar_f32(bound)) & (seen.bad_leaf < 0)) | super().clips(state, seen)
+        inside = super().clips(state, seen)
+        if self.clip_norm is None:
+            return inside
+        return ((seen.norm > scalar_f32(self.numbers(state).clip_norm)) & (seen.bad_leaf < 0)) | inside
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
         # In float32 or wider, as whatever comes next computes.
