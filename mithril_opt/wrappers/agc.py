@@ -12,7 +12,7 @@ from mithril_opt.core.reductions import axes_at, check_axes, unit_norm
 from mithril_opt.core.tree import map_leaves, paths_of, widen
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.wrappers.base import Wrapper
-from mithril_opt.wrappers.words import in_digits, scale_does_not_matter
+from mithril_opt.wrappers.words import in_digits, of_a_window, scale_does_not_matter
 
 
 @pytree
@@ -75,7 +75,9 @@ class AGC(Wrapper):
         return super().compute_updates(params, grads, state, **extra_args)
 
     def says(self) -> str:
-        return f"gradients clipped to {in_digits(self.clipping)} of the norm of what they belong to"
+        return f"gradients clipped to {in_digits(self.clipping)} of the norm of what they belong to" + of_a_window(
+            self.optimizer
+        )
 
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
         return scale_does_not_matter(leaves)

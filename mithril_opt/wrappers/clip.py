@@ -15,7 +15,7 @@ from mithril_opt.core.state import Seen
 from mithril_opt.core.tree import widen
 from mithril_opt.core.typing import Array, PyTree, Scalar
 from mithril_opt.wrappers.base import Wrapper
-from mithril_opt.wrappers.words import constant, in_digits, scale_does_not_matter
+from mithril_opt.wrappers.words import constant, in_digits, of_a_window, scale_does_not_matter
 
 
 @pytree
@@ -73,8 +73,8 @@ class Clip(Wrapper):
 
     def says(self) -> str:
         if self.clip_norm is None:
-            return f"each element of the gradients clipped to ±{in_digits(self.clip_value)}"
-        return f"gradients clipped to a norm of {in_digits(self.clip_norm)} together"
+            return f"each element of the gradients clipped to ±{in_digits(self.clip_value)}" + of_a_window(self.optimizer)
+        return f"gradients clipped to a norm of {in_digits(self.clip_norm)} together" + of_a_window(self.optimizer)
 
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
         bound = self.clip_value if self.clip_norm is None else self.clip_norm
