@@ -59,10 +59,8 @@ class Clip(Wrapper):
         return self.clip_norm is not None  # where it clips, it is known, and where not, it changes nothing
 
     def clips(self, state: Any, seen: Seen) -> Array:
-        inside = super().clips(state, seen)
-        if self.clip_norm is None:
-            return inside
-        return ((seen.norm > scalar_f32(self.numbers(state).clip_norm)) & (seen.bad_leaf < 0)) | inside
+        inside, bound = super().clips(state, seen), self.numbers(state).clip_norm
+        return inside if bound is None else ((seen.norm > scalar_f32(bound)) & (seen.bad_leaf < 0)) | inside
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
         # In float32 or wider, as whatever comes next computes.
