@@ -138,10 +138,16 @@ def test_who_clips_is_found_through_wrappers():
     ],
 )
 def test_a_clip_of_other_gradients_is_not_known(wrap, expected):
-    optimizer = Record(wrap(lambda bound: Clip(SGD(1.0), clip_norm=bound)))
+    optimizer = Record(wrap(lambda bound: Clip(SGD(1.0), clip_norm=bound)), size=2)
     assert [row["clipped"] for row in table(optimizer, run(optimizer, 2)[1])] == expected
-    trainer = trainer_of(optimizer, loss_scale=2.0)
-    assert [row["clipped"] for row in table(trainer, drive(trainer, "TT")[1])] == expected
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(1e6, ["no", None, "no", "no"]), (0.1, ["yes", "yes", "no", "yes"])])
+def test_a_clip_of_other_gradients_is_not_known_under_the_trainer(bound, expected):
+    window = Record(Accumulate(Clip(SGD(1.0), clip_norm=0.5), every=2), size=4)
+    trainer = trainer_of(window, clip_norm=bound, loss_scale=2.0)
+    rows = table(trainer, drive(trainer, "TTFT")[1])
+    assert [row["clipped"] for row in rows] == expected
 
 
 @pytest.mark.parametrize(
