@@ -36,6 +36,7 @@ from mithril_opt import (
     ReduceLROnPlateau,
     Round,
     ScaleRate,
+    Schedule,
     ScheduleFree,
     ScheduleFreeSGD,
     SequentialLR,
@@ -294,6 +295,22 @@ def test_a_sweep_is_not_explained_but_its_members_are(make, message):
     with pytest.raises(ValueError, match=rf"{message}, got shape \(2,\)"):
         explain(swept, MATRIX, 100)
     assert str(explain(jax.tree.map(lambda leaf: leaf[1], swept), MATRIX, 100)) == str(explain(make(0.5), MATRIX, 100))
+
+
+@pytree
+class Listed(Schedule):
+    """A schedule whose values are given one by one."""
+
+    values: jax.Array
+
+    def value(self, step):
+        return self.values[step]
+
+
+def test_a_schedule_of_an_array():
+    optimizer = AdamW(learning_rate=Listed(jnp.array([0.5, 0.25, 1.0])), weight_decay=Listed(jnp.array([0.1, 0.2, 0.4])))
+    row = rows(explain(optimizer, MATRIX, 2))["w"]
+    assert [row[name] for name in ("rate at start", "peak", "end", "decay")] == pytest.approx([0.5, 0.5, 0.25, 0.2])
 
 
 def test_whose_gradients_are_clipped():

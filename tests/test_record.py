@@ -133,7 +133,7 @@ def test_who_clips_is_found_through_wrappers():
         (lambda clip: Accumulate(clip(0.5), every=2), ["no", None]),  # of the mean that it clips nothing is known
         (lambda clip: Clip(Accumulate(clip(0.5), every=2), clip_norm=1e6), ["no", None]),
         (lambda clip: Clip(Accumulate(clip(0.5), every=2), clip_norm=0.1), ["yes", "yes"]),
-        (lambda clip: Accumulate(SGD(1.0), every=2), ["no", "no"]),
+        (lambda clip: Accumulate(Clip(SGD(1.0), clip_value=0.5), every=2), ["no", "no"]),
         (lambda clip: groups(clip(0.5), SGD(1.0)), [None, None]),
     ],
 )
