@@ -20,7 +20,8 @@ def clip_gradients(gradients: PyTree, clip_value: Scalar | None = None, clip_nor
 
     By norm (Pascanu et al. 2013): `g ← g · min(1, clip_norm / ‖g‖)`, with ‖g‖ over all leaves. At or below the threshold the
     gradients are exactly what they were. If the norm is not finite they also come back unchanged: nothing is hidden and
-    nothing zeroed. For a complex leaf, `clip_value` bounds real and imaginary part.
+    nothing zeroed. For a complex leaf, `clip_value` bounds real and imaginary part. Always give the bound by its name: the
+    second position is `clip_value`, so that `clip_gradients(grads, 1.0)` is not PyTorch's `clip_grad_norm_(parameters, 1.0)`.
 
     Args:
         gradients: tree of arrays; None, float0 and integer leaves are handed back as they are and do not count.

@@ -36,6 +36,7 @@ from mithril_opt import (
     ReduceLROnPlateau,
     Round,
     ScaleRate,
+    Schedule,
     ScheduleFree,
     ScheduleFreeSGD,
     SequentialLR,
@@ -158,6 +159,15 @@ def test_decayed_biases_norm_scales_and_embeddings():
     ]
 
 
+def test_a_mask_that_takes_no_leaf():
+    misspelt, params = (lambda path, leaf: path.endswith("kernel")), {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    expected = ["nothing decays, since the decay_mask takes none of b, w"]
+    assert warnings(explain(AdamW(decay_mask=misspelt), params, 100)) == expected
+    both = MultiOptimizer({"a": AdamW(**MATRICES), "b": AdamW(**MATRICES)}, groups={"a": "w", "b": "b"})
+    for sound in (AdamW(weight_decay=0.0, decay_mask=misspelt), AdamW(**MATRICES), both, SGD()):
+        assert not warnings(explain(sound, params, 100))
+
+
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule.unit_steps])
 @pytest.mark.parametrize(("dtype", "stuck"), [("bfloat16", 1.9e-3), ("float16", 2.4e-4)])
 def test_a_rate_that_cannot_move_the_weights(rule, dtype, stuck):
@@ -238,6 +248,69 @@ def test_what_a_wrapper_says_of_itself(wrap, expected):
     (found,) = sentences(explain(wrap(SGD()), MATRIX, total_steps=100))
     assert found.startswith(f"all parameters: {expected}")
     assert not sentences(explain(SGD(), MATRIX, 100))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda window: Clip(window, clip_norm=1.0), "gradients clipped to a norm of 1 together, each of the 4 of a window by"),
+        (
+            lambda window: Clip(window, clip_value=0.5),
+            "each element of the gradients clipped to ±0.5, each of the 4 of a window",
+        ),
+        (lambda window: AGC(window), "gradients clipped to 0.01 of the norm of what they belong to, each of the 4 of a window"),
+        (
+            lambda window: MixedPrecisionTrainer(None, window, clip_norm=1.0),
+            "gradients clipped to a norm of 1 together, each of",
+        ),
+    ],
+)
+def test_a_clip_outside_of_accumulate_is_said_to_clip_each_gradient(make, expected):
+    found, window = sentences(explain(make(Accumulate(SGD(), every=4)), MATRIX, 100))
+    assert found.startswith(f"all parameters: {expected}")
+    assert window == "all parameters: one update for every 4 gradients, with their mean"
+
+
+def test_a_clip_of_the_mean_is_none_of_each_gradient():
+    assert sentences(explain(MixedPrecisionTrainer(None, Accumulate(Clip(SGD(), clip_norm=1.0), every=4)), MATRIX, 100)) == [
+        "all parameters: one update for every 4 gradients, with their mean",
+        "all parameters: gradients clipped to a norm of 1 together",
+    ]
+    apart = MultiOptimizer({"a": Accumulate(SGD(), every=4), "b": SGD()}, groups={"a": "a", "b": "b"})
+    table = explain(Clip(apart, clip_norm=1.0), {"a": jnp.ones(2), "b": jnp.ones(2)}, 100)
+    assert "all parameters: gradients clipped to a norm of 1 together, each of a window by itself" in sentences(table)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda number: AdamW(number), "AdamW: learning_rate must be a scalar"),
+        (lambda number: AdamW(StepLR(number, 10)), r"StepLR.* must return a scalar for a scalar step"),
+        (lambda number: Clip(SGD(), clip_norm=number), "Clip: clip_norm must be a scalar"),
+        (lambda number: MixedPrecisionTrainer(None, SGD(), clip_norm=number), "Trainer: loss_scale must be a scalar"),
+    ],
+)
+def test_a_sweep_is_not_explained_but_its_members_are(make, message):
+    swept = jax.vmap(make)(jnp.array([0.25, 0.5]))
+    with pytest.raises(ValueError, match=rf"{message}, got shape \(2,\)"):
+        explain(swept, MATRIX, 100)
+    assert str(explain(jax.tree.map(lambda leaf: leaf[1], swept), MATRIX, 100)) == str(explain(make(0.5), MATRIX, 100))
+
+
+@pytree
+class Listed(Schedule):
+    """A schedule whose values are given one by one."""
+
+    values: jax.Array
+
+    def value(self, step):
+        return self.values[step]
+
+
+def test_a_schedule_of_an_array():
+    optimizer = AdamW(learning_rate=Listed(jnp.array([0.5, 0.25, 1.0])), weight_decay=Listed(jnp.array([0.1, 0.2, 0.4])))
+    row = rows(explain(optimizer, MATRIX, 2))["w"]
+    assert [row[name] for name in ("rate at start", "peak", "end", "decay")] == pytest.approx([0.5, 0.5, 0.25, 0.2])
 
 
 def test_whose_gradients_are_clipped():

@@ -24,15 +24,18 @@ from mithril_opt import (
     MixedPrecisionTrainer,
     MultiOptimizer,
     MultiplicativeLR,
+    Muon,
     Optimizer,
     PerEpoch,
     ReduceLROnPlateau,
+    ScaleRate,
     Schedule,
     SequentialLR,
     StepLR,
     Wrapper,
     clip_gradients,
     from_state_dict,
+    layer_decay,
     pytree,
     state_from_torch,
     state_shardings,
@@ -280,3 +283,37 @@ def test_a_tree_in_the_wrong_place_is_not_printed(wrong):
     with pytest.raises((TypeError, ValueError)) as raised:
         wrong(tree)
     assert len(str(raised.value)) < 2000
+
+
+# Functions of a leaf.
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda function: AdamW(decay_mask=function), "AdamW: decay_mask"),
+        (lambda function: ScaleRate(SGD(), function), "ScaleRate: the function of factors"),
+        (lambda function: ScaleRate(SGD(), layer_decay(function, 2, 0.5)), "layer_decay: depth_of"),
+        (lambda function: Muon(unit_axes=function), "Muon.unit_axes"),
+    ],
+)
+def test_a_function_of_a_leaf_with_its_arguments_swapped(make, name):
+    with pytest.raises(AttributeError, match="'str' object has no attribute 'ndim'") as raised:
+        make(lambda leaf, path: leaf.ndim > 1).update(SMALL, SMALL, SGD().init(SMALL))
+    assert raised.value.__notes__[0] == f"{name} is called with (path, leaf), here with 'w' and float32[2]."
+
+
+@pytest.mark.parametrize("true", [np.bool_, jnp.bool_])
+def test_a_mask_that_returns_an_array(true):
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    masked = AdamW(learning_rate=0.5, weight_decay=0.5, decay_mask=lambda path, leaf: true(leaf.ndim > 1))
+    params, _ = masked.update(params, jax.tree.map(jnp.zeros_like, params), masked.init(params))
+    assert (params["w"][0, 0], params["b"][0]) == (0.75, 1.0)
+
+
+def test_a_mask_that_looks_at_values():
+    masked, params = AdamW(decay_mask=lambda path, leaf: jnp.any(leaf > 1)), {"b": jnp.ones(2)}
+    with pytest.raises(
+        TypeError, match=r"AdamW: decay_mask looks at the values of 'b' \(float32\[2\]\), which are traced; let it"
+    ):
+        masked.update(params, params, masked.init(params))

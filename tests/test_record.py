@@ -125,8 +125,29 @@ def test_who_clips_is_found_through_wrappers():
     for wrap in (lambda o: EMA(o), lambda o: ScaleRate(o, {"embed": 0.5}), lambda o: Clip(o, clip_norm=1e6)):
         optimizer = Record(wrap(Clip(SGD(learning_rate=1.0), clip_norm=lambda step: 0.5)))
         assert table(optimizer, run(optimizer, 1)[1])[0]["clipped"] == "yes"
-    window = Record(Accumulate(Clip(SGD(1.0), clip_norm=0.5), every=2))  # that clips a mean, of which nothing is known here
-    assert {row["clipped"] for row in table(window, run(window, 2)[1])} == {"no"}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "expected"),
+    [
+        (lambda clip: Accumulate(clip(0.5), every=2), ["no", None]),  # of the mean that it clips nothing is known
+        (lambda clip: Clip(Accumulate(clip(0.5), every=2), clip_norm=1e6), ["no", None]),
+        (lambda clip: Clip(Accumulate(clip(0.5), every=2), clip_norm=0.1), ["yes", "yes"]),
+        (lambda clip: Accumulate(Clip(SGD(1.0), clip_value=0.5), every=2), ["no", "no"]),
+        (lambda clip: groups(clip(0.5), SGD(1.0)), [None, None]),
+    ],
+)
+def test_a_clip_of_other_gradients_is_not_known(wrap, expected):
+    optimizer = Record(wrap(lambda bound: Clip(SGD(1.0), clip_norm=bound)), size=2)
+    assert [row["clipped"] for row in table(optimizer, run(optimizer, 2)[1])] == expected
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(1e6, ["no", None, "no", "no"]), (0.1, ["yes", "yes", "no", "yes"])])
+def test_a_clip_of_other_gradients_is_not_known_under_the_trainer(bound, expected):
+    window = Record(Accumulate(Clip(SGD(1.0), clip_norm=0.5), every=2), size=4)
+    trainer = trainer_of(window, clip_norm=bound, loss_scale=2.0)
+    rows = table(trainer, drive(trainer, "TTFT")[1])
+    assert [row["clipped"] for row in rows] == expected
 
 
 @pytest.mark.parametrize(
@@ -136,11 +157,15 @@ def test_who_clips_is_found_through_wrappers():
         lambda o: Clip(o, clip_value=1e-6),
         lambda o: CentralizeGradients(o),
         lambda o: AddNoise(o, eta=0.0),
-        lambda o: Switch(o, on=lambda step: step < 0),
     ],
 )
 def test_a_norm_that_something_else_has_changed_says_nothing_of_a_clip(wrap):
     optimizer = Record(wrap(Clip(SGD(learning_rate=1.0), clip_norm=0.5)))
+    assert table(optimizer, run(optimizer, 1)[1])[0]["clipped"] is None
+
+
+def test_a_clip_in_a_switch_that_is_off():
+    optimizer = Record(Switch(Clip(SGD(learning_rate=1.0), clip_norm=0.5), on=lambda step: step < 0))
     assert table(optimizer, run(optimizer, 1)[1])[0]["clipped"] == "no"
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mithril_opt.core import slots as storage
+from mithril_opt.core.asked import decides
 from mithril_opt.core.decay_rate import DecayRate
 from mithril_opt.core.fields import Number, rule_of
 from mithril_opt.core.foreign_arguments import refuse_mask
@@ -91,7 +92,8 @@ class LeafOptimizer(Optimizer):
             path: the path of the leaf, "decoder/0/w".
             param: the leaf, an array or a `jax.ShapeDtypeStruct`.
         """
-        decays = self.decay_mask is None or self.decay_mask(path, param)
+        mask = self.decay_mask
+        decays = mask is None or decides(f"{type(self).__name__}: decay_mask", mask, path, param)
         own = {} if decays else dict.fromkeys(_masked_fields(self))
         if self.unit_axes is not None:
             own["unit_axes"] = axes_at(f"{type(self).__name__}.unit_axes", self.unit_axes, path, param)

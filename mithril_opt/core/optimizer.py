@@ -118,7 +118,7 @@ class Optimizer(Hooks, abc.ABC):
         return overlay(params, new, params), state
 
     def get_learning_rate(self, state: Any) -> Any:
-        """The rate that the next update will use: a float32 scalar."""
+        """The rate that the next update will use: a float32 scalar, without the factors of `ScaleRate`, which `explain` has."""
         rate = self.resolve(state).rate
         if rate is None:
             raise UnknownRateError(f"{type(self).__name__} has no learning_rate")

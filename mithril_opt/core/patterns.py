@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from types import EllipsisType
 from typing import Any, TypeAlias
 
+from mithril_opt.core.asked import decides
 from mithril_opt.core.fields import shown
 from mithril_opt.core.tree import listed
 
@@ -55,4 +56,4 @@ def _matches(pattern: Any, path: str, leaf: Any) -> bool:
         return any(_matches(one, path, leaf) for one in pattern)
     if isinstance(pattern, str):
         return fnmatch.fnmatchcase(path, pattern)
-    return bool(pattern.search(path)) if isinstance(pattern, re.Pattern) else bool(pattern(path, leaf))
+    return bool(pattern.search(path)) if isinstance(pattern, re.Pattern) else decides("a pattern", pattern, path, leaf)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mithril_opt.core.asked import asked
 from mithril_opt.core.numerics import safe_divide, safe_sqrt
 from mithril_opt.core.typing import Array, Axes
 
@@ -39,7 +40,7 @@ def axes_at(where: str, axes: Any, path: str, leaf: Any) -> tuple[int, ...] | No
     Raises:
         ValueError: the leaf has no such axes; begins with the path and with `where`, the rule and its field.
     """
-    chosen, rank = axes(path, leaf) if callable(axes) else axes, np.ndim(leaf)
+    chosen, rank = asked(where, axes, path, leaf) if callable(axes) else axes, np.ndim(leaf)
     if chosen is None:
         return None
     named: tuple[Any, ...] = chosen if isinstance(chosen, tuple) else (chosen,)

@@ -10,7 +10,7 @@ from mithril_opt.core.tree import leaves_with_paths, trained
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.mixed_precision.commit import TrainerState
 from mithril_opt.mixed_precision.loss_scale import LossScale, LossScaleStuckError
-from mithril_opt.wrappers.words import scale_does_not_matter
+from mithril_opt.wrappers.words import of_a_window, scale_does_not_matter
 
 
 class Readings(abc.ABC):
@@ -29,8 +29,8 @@ class Readings(abc.ABC):
         return state.optimizer
 
     def get_learning_rate(self, state: TrainerState) -> Any:
-        """The rate that the next update will use, a float32 scalar; a dictionary of them for the groups of a
-        `MultiOptimizer`."""
+        """The rate that the next update will use, a float32 scalar; a dictionary of them for the groups of a `MultiOptimizer`.
+        It is without the factors of `ScaleRate`."""
         return self.optimizer.get_learning_rate(self._inner(state))
 
     def learning_rates(self, state: TrainerState) -> dict[str, Array]:
@@ -64,7 +64,9 @@ class Readings(abc.ABC):
 
     def says(self) -> str | None:
         """What the trainer itself does to the gradients, for `explain`."""
-        return None if self.clip_norm is None else f"gradients clipped to a norm of {float(self.clip_norm):g} together"
+        if self.clip_norm is None:
+            return None
+        return f"gradients clipped to a norm of {float(self.clip_norm):g} together" + of_a_window(self.optimizer)
 
     def reads(self) -> None:
         """None: `eval_params` are the optimizer's."""

@@ -199,8 +199,8 @@ class MixedPrecisionTrainer(Readings):
         Returns:
             A function `(params, state, *args, **kwargs)` that returns `loss, grads`, or `(loss, aux), grads`. The loss and the
             floating leaves of aux are in the output dtype; the gradients, scaled, in the dtypes of the parameters, None at
-            the leaves that do not train. With micro-batches the gradients are in float32 or wider, and aux has a leading axis
-            of length k.
+            the leaves that are no floating or complex arrays; those of `Frozen` have theirs. With micro-batches the gradients
+            are in float32 or wider, and aux has a leading axis of length k.
 
         Raises:
             TypeError: the loss is no real floating scalar.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mithril_opt.core.patterns import no_leaf
+from mithril_opt.core.pytree import with_fields
 from mithril_opt.core.schedule import Schedule
 from mithril_opt.core.table import Table
 from mithril_opt.core.tree import leaves_with_paths, listed
@@ -25,8 +26,8 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     The table prints itself. Below its rows it says what is around the rules: what clips which gradients, which parameters
     `eval_params` are. It warns of a warm-up that is longer than the run, or that ends at another rate than what follows begins
     with; of a wrapper without effect, as a clip before a rule that takes the sign; of a decayed bias or norm scale, decay on an
-    embedding, a momentum inside `ScheduleFree`, a rate that cannot move weights kept in bfloat16 or float16, and what a rule
-    itself finds wrong with its rate (a `Lion` with Adam's rate); and if nothing trains.
+    embedding, a `decay_mask` that takes no leaf, a momentum inside `ScheduleFree`, a rate that cannot move weights kept in
+    bfloat16 or float16, and what a rule itself finds wrong with its rate (a `Lion` with Adam's rate); and if nothing trains.
 
     Args:
         optimizer: any optimizer, or a `MixedPrecisionTrainer`.
@@ -34,12 +35,14 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
         total_steps: number of updates of the run, 1 ≤ n < 2³¹; windows, not micro-steps, under `Accumulate`.
 
     Returns:
-        A table with a row for each leaf that trains: path, shape, dtype, group, optimizer; learning rate at its first update,
-        at its peak and at its last update, with its factor in `ScaleRate`; largest weight decay; and bytes of state. None where
-        an optimizer does not tell, as one made by `from_optax`. The rest is its footer.
+        A table with a row for each floating or complex leaf, those of `Frozen` among them: path, shape, dtype, group,
+        optimizer; learning rate at its first update, at its peak and at its last update, with its factor in `ScaleRate`;
+        largest weight decay; and bytes of state. None where an optimizer does not tell, as one made by `from_optax`. The rest
+        is its footer.
 
     Raises:
-        ValueError: `total_steps` is no such number of updates, or the groups of a `MultiOptimizer` do not fit the parameters.
+        ValueError: `total_steps` is no such number of updates, the groups of a `MultiOptimizer` do not fit the parameters, or a
+            number of `optimizer` is an array of some shape, as in a sweep.
 
     Example:
         >>> import jax.numpy as jnp
@@ -86,6 +89,7 @@ def _warnings(leaves: list[Leaf], total_steps: int) -> Iterator[str]:
     for plan in {id(leaf.plan): leaf.plan for leaf in leaves}.values():
         yield from _warnings_of_plan(plan)
     yield from wrappers_without_effect(leaves, total_steps)
+    yield from _masks_without_effect(leaves)
     if not any(leaf.trains for leaf in leaves):
         yield "nothing trains"
     yield from _grouped(pair for leaf in leaves for pair in _warnings_of_leaf(leaf, any(leaf.trains for leaf in leaves)))
@@ -102,6 +106,16 @@ def _warnings_of_plan(plan: Plan) -> Iterator[str]:
     for start, end, following in _joints(plan.owner.rate):
         if end > start and not np.isclose(end, following, rtol=1e-3, atol=0):
             yield f"{whose} jumps where its warm-up ends: from {end:.4g} to {following:.4g}"
+
+
+def _masks_without_effect(leaves: list[Leaf]) -> Iterator[str]:
+    """Warnings of masks that take no leaf, so that a decay that was given never acts."""
+    masked = [leaf for leaf in leaves if getattr(leaf.plan.owner, "decay_mask", None) is not None]
+    for mask in {leaf.plan.owner.decay_mask: None for leaf in masked}:
+        own = [leaf for leaf in masked if leaf.plan.owner.decay_mask == mask]
+        bare = [with_fields(leaf.plan.owner, decay_mask=None).decays(leaf.path, leaf.array) for leaf in own]
+        if any(bare) and not any(leaf.plan.owner.decays(leaf.path, leaf.array) for leaf in own):
+            yield f"nothing decays, since the decay_mask takes none of {listed(leaf.path for leaf in own)}"
 
 
 def _joints(schedule: Any) -> Iterator[tuple[float, float, float]]:

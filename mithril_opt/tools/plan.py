@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mithril_opt.core.optimizer import Optimizer
+from mithril_opt.core.pytree import check_scalars
 from mithril_opt.core.slots import state_bytes
 from mithril_opt.core.tree import leaves_with_paths, listed
 from mithril_opt.core.typing import PyTree
@@ -63,6 +65,7 @@ def the_leaves(optimizer: Any, params: PyTree, total_steps: int) -> list[Leaf]:
     """What `optimizer` does to each leaf that belongs to a rule."""
     plans: dict[Any, Plan] = {}
     columns = leaves_with_paths(params), optimizer.rules(params), optimizer.around(params), state_bytes(optimizer, params)
+    _check_scalars(columns[1], columns[2])
     leaves = []
     for (path, array), rule, around, size in zip(*columns, strict=True):
         if rule is not None:
@@ -75,10 +78,30 @@ def the_leaves(optimizer: Any, params: PyTree, total_steps: int) -> list[Leaf]:
     return leaves
 
 
+def _check_scalars(rules: list[Any], around: list[tuple[Any, ...]]) -> None:
+    """Raise a ValueError if a number of a rule, a wrapper or the trainer is an array of some shape, as in a sweep."""
+    wrappers = [wrapper for pairs in around for wrapper, _ in pairs]
+    parts = {id(part): part for part in (*wrappers, *(rule[1] for rule in rules if rule is not None))}
+    for part in parts.values():
+        check_scalars(part.at(0) if isinstance(part, Optimizer) else part)
+
+
 def _plan(group: str, owner: Any, updates: int) -> Plan:
     steps = evenly(max(updates, 1))
     rates = None if owner.rate is None else _values(owner.rate, np.append(steps, updates))
-    return Plan(group, owner, updates, rates, functools.cache(lambda number: float(_values(number, steps).max())))
+    return Plan(group, owner, updates, rates, _once(lambda number: float(_values(number, steps).max())))
+
+
+def _once(function: Callable[[Any], float]) -> Callable[[Any], float]:
+    """`function`, computed once for each argument, which may be an array or a schedule of arrays."""
+    known: dict[int, tuple[Any, float]] = {}
+
+    def remembered(number: Any) -> float:
+        if id(number) not in known:
+            known[id(number)] = number, function(number)  # it stays alive, so that no other gets its id
+        return known[id(number)][1]
+
+    return remembered
 
 
 def _scaled(plan: Plan, factors: list[Any]) -> np.ndarray | None:

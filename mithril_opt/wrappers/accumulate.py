@@ -117,8 +117,9 @@ class Accumulate(StatefulWrapper):
         """The same: what was seen of one gradient says nothing of the mean."""
         return state
 
-    def clips(self, state: AccumulateState, seen: Seen) -> Array:
-        return jnp.bool(False)
+    @property
+    def hands_on_gradients(self) -> bool:
+        return False
 
     def skip(self, state: AccumulateState, verdict: Array) -> AccumulateState:
         """The state after a micro-step that spoils its window: the window counts on to its end and is dropped there."""

@@ -10,7 +10,6 @@ from mithril_opt.core.fields import ScalarOrSchedule, number, steps
 from mithril_opt.core.numerics import safe_sqrt
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
-from mithril_opt.core.state import Seen
 from mithril_opt.core.tree import map_leaves, paths_of, widen
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.wrappers.base import Wrapper
@@ -49,8 +48,9 @@ class AddNoise(Wrapper):
     gamma: ScalarOrSchedule = number(default=0.55, minimum=0)
     seed: int | Array = steps(default=0, minimum=0)
 
-    def clips(self, state: Any, seen: Seen) -> Array:
-        return jnp.bool(False)  # whatever clips inside sees other gradients
+    @property
+    def hands_on_gradients(self) -> bool:
+        return False
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
         own, t = self.numbers(state), self.clock(state)

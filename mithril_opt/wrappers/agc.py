@@ -9,11 +9,10 @@ from mithril_opt.core.norm import LARGE
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
 from mithril_opt.core.reductions import axes_at, check_axes, unit_norm
-from mithril_opt.core.state import Seen
 from mithril_opt.core.tree import map_leaves, paths_of, widen
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.wrappers.base import Wrapper
-from mithril_opt.wrappers.words import in_digits, scale_does_not_matter
+from mithril_opt.wrappers.words import in_digits, of_a_window, scale_does_not_matter
 
 
 @pytree
@@ -56,8 +55,9 @@ class AGC(Wrapper):
         super().__post_init__()
         check_axes("AGC: unit_axes", self.unit_axes)
 
-    def clips(self, state: Any, seen: Seen) -> Array:
-        return jnp.bool(False)  # whatever clips inside sees other gradients
+    @property
+    def hands_on_gradients(self) -> bool:
+        return False
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
         own = self.numbers(state)
@@ -75,7 +75,9 @@ class AGC(Wrapper):
         return super().compute_updates(params, grads, state, **extra_args)
 
     def says(self) -> str:
-        return f"gradients clipped to {in_digits(self.clipping)} of the norm of what they belong to"
+        return f"gradients clipped to {in_digits(self.clipping)} of the norm of what they belong to" + of_a_window(
+            self.optimizer
+        )
 
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
         return scale_does_not_matter(leaves)

@@ -151,8 +151,13 @@ class Wrapper(Optimizer):
     def recorded(self, state: Any) -> Any:
         return self.optimizer.recorded(self.inner(state))
 
+    @property
+    def hands_on_gradients(self) -> bool:
+        """Whether the inner optimizer sees the gradients as they came, so that their norm says whether a `Clip` there clips."""
+        return True
+
     def clips(self, state: Any, seen: Seen) -> Array:
-        return self.optimizer.clips(self.inner(state), seen)
+        return self.optimizer.clips(self.inner(state), seen) if self.hands_on_gradients else jnp.bool(False)
 
     def unpack(self, state: Any) -> Any:
         return self.with_inner(state, self.optimizer.unpack(self.inner(state)))

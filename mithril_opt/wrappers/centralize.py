@@ -8,7 +8,6 @@ from mithril_opt.core.fields import static
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import pytree
 from mithril_opt.core.reductions import axes_at, check_axes, unit_mean
-from mithril_opt.core.state import Seen
 from mithril_opt.core.tree import map_leaves, paths_of, widen
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.wrappers.base import Wrapper
@@ -45,8 +44,9 @@ class CentralizeGradients(Wrapper):
         super().__post_init__()
         check_axes("CentralizeGradients: unit_axes", self.unit_axes)
 
-    def clips(self, state: Any, seen: Seen) -> Array:
-        return jnp.bool(False)  # whatever clips inside sees other gradients
+    @property
+    def hands_on_gradients(self) -> bool:
+        return False
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
         def centralized(g: Array, p: Array, path: str) -> Array:

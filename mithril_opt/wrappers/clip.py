@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from mithril_opt.clipping import clip_gradients
 from mithril_opt.core.fields import number
@@ -16,7 +15,7 @@ from mithril_opt.core.state import Seen
 from mithril_opt.core.tree import widen
 from mithril_opt.core.typing import Array, PyTree, Scalar
 from mithril_opt.wrappers.base import Wrapper
-from mithril_opt.wrappers.words import constant, in_digits, scale_does_not_matter
+from mithril_opt.wrappers.words import constant, in_digits, of_a_window, scale_does_not_matter
 
 
 @pytree
@@ -55,11 +54,13 @@ class Clip(Wrapper):
         if (self.clip_norm is None) == (self.clip_value is None):
             raise ValueError(f"Clip: give exactly one of clip_norm and clip_value, got {self.clip_norm!r}, {self.clip_value!r}")
 
+    @property
+    def hands_on_gradients(self) -> bool:
+        return self.clip_norm is not None  # where it clips, it is known, and where not, it changes nothing
+
     def clips(self, state: Any, seen: Seen) -> Array:
-        bound = self.numbers(state).clip_norm
-        if bound is None:
-            return jnp.bool(False)  # whatever clips inside sees other gradients
-        return ((seen.norm > scalar_f32(bound)) & (seen.bad_leaf < 0)) | super().clips(state, seen)
+        inside, bound = super().clips(state, seen), self.numbers(state).clip_norm
+        return inside if bound is None else ((seen.norm > scalar_f32(bound)) & (seen.bad_leaf < 0)) | inside
 
     def compute_updates(self, params: PyTree, grads: PyTree, state: Any, **extra_args: Any) -> tuple[PyTree, Any]:
         # In float32 or wider, as whatever comes next computes.
@@ -70,8 +71,8 @@ class Clip(Wrapper):
 
     def says(self) -> str:
         if self.clip_norm is None:
-            return f"each element of the gradients clipped to ±{in_digits(self.clip_value)}"
-        return f"gradients clipped to a norm of {in_digits(self.clip_norm)} together"
+            return f"each element of the gradients clipped to ±{in_digits(self.clip_value)}" + of_a_window(self.optimizer)
+        return f"gradients clipped to a norm of {in_digits(self.clip_norm)} together" + of_a_window(self.optimizer)
 
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
         bound = self.clip_value if self.clip_norm is None else self.clip_norm

@@ -16,7 +16,9 @@ from mithril_opt.core.table import Table
 from mithril_opt.core.tree import leaves_with_paths, trained
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.core.updates import plain
-from mithril_opt.wrappers.base import StatefulWrapper
+from mithril_opt.wrappers.base import StatefulWrapper, Wrapper
+from mithril_opt.wrappers.clip import Clip
+from mithril_opt.wrappers.multi import MultiOptimizer
 
 WAITING = 3
 OUTCOMES = {0: "applied", BAD_INPUT: "bad input", OVERFLOW: "overflow", WAITING: "accumulated"}
@@ -32,7 +34,7 @@ class Row(NamedTuple):
         grad_norm: float32, the norm of the gradients before any clipping.
         update_norm: float32, that of what was added to the parameters.
         param_norm: float32, that of the parameters before it; NaN of an update that was skipped.
-        clipped: bool, whether the gradients were clipped by their norm.
+        clipped: bool, whether the gradients were clipped by their norm, as far as that is known.
         verdict: int32, 0 if it was applied, or why it was not.
         bad_leaf: int32, the position of the first leaf whose gradient is not finite; −1 if all are.
     """
@@ -82,7 +84,8 @@ class Record(StatefulWrapper):
     `plot_record` a picture. A skipped step changes nothing else, but is recorded, with the reason.
 
     In a group of a `MultiOptimizer` it is about the gradients of that group as they reach it, and of what was skipped knows the
-    reason alone; around one it does not know what a `Clip` in a group does, nor what one behind other changes of the gradients.
+    reason alone; around one it does not know what a `Clip` in a group does, nor what one behind other changes of the gradients,
+    as that of the mean inside `Accumulate`.
 
     Args:
         optimizer: the inner optimizer.
@@ -188,7 +191,7 @@ def read_record(optimizer: Any, state: Any, params: PyTree = None) -> Table:
         params: the parameters, for the path of the first leaf whose gradient was not finite; without them its position.
 
     Returns:
-        A table with a row for each recorded update; None where nothing is known.
+        A table with a row for each recorded update; None where nothing is known, as of what a `Clip` inside `Accumulate` did.
 
     Raises:
         ValueError: there is no `Record` around the optimizer.
@@ -206,7 +209,8 @@ def read_record(optimizer: Any, state: Any, params: PyTree = None) -> Table:
     names, rows = record.rate_names(own), written(record, own)
     paths = None if params is None else [path for path, _ in leaves_with_paths(trained(params))]
     columns = ("gradient norm", "update norm", "parameter norm", "ratio", "clipped", "outcome", "first bad leaf")
-    return Table(("step", *names, *columns), tuple(_cells(row, paths) for row in rows))
+    unknown = _clips_unseen(record.optimizer)
+    return Table(("step", *names, *columns), tuple(_cells(row, paths, unknown) for row in rows))
 
 
 def found(optimizer: Any, state: Any) -> tuple[Record, RecordState]:
@@ -227,10 +231,22 @@ def written(record: Record, state: RecordState) -> list[Row]:
     return [jax.tree.map(lambda column, i=i: column[i], history) for i in places]
 
 
-def _cells(row: Row, paths: list[str] | None) -> tuple[Any, ...]:
+def _clips_unseen(optimizer: Any, seen: bool = True) -> bool:
+    """Whether a `Clip` inside goes by the norm of gradients that are not those that were `seen`."""
+    if isinstance(optimizer, MultiOptimizer):
+        return any(_clips_unseen(inner, False) for inner in optimizer.optimizers.values())
+    if not isinstance(optimizer, Wrapper):
+        return False
+    clips = isinstance(optimizer, Clip) and optimizer.clip_norm is not None
+    return (clips and not seen) or _clips_unseen(optimizer.optimizer, seen and optimizer.hands_on_gradients)
+
+
+def _cells(row: Row, paths: list[str] | None, unknown: bool) -> tuple[Any, ...]:
+    """The cells of `row`. Where it is `unknown` what an inner clip does, it is of an update that was applied."""
     gradient, update, param = (float(norm) for norm in (row.grad_norm, row.update_norm, row.param_norm))
     norms = (gradient, update, None if math.isnan(param) else param, update / param if param > 0 else None)
     leaf = int(row.bad_leaf)
     bad = None if leaf < 0 else leaf if paths is None else paths[leaf]
     rates = [] if row.rates is None else [float(rate) for rate in row.rates]
-    return (int(row.step), *rates, *norms, "yes" if row.clipped else "no", OUTCOMES[int(row.verdict)], bad)
+    clipped = "yes" if row.clipped else None if unknown and row.verdict == 0 else "no"
+    return (int(row.step), *rates, *norms, clipped, OUTCOMES[int(row.verdict)], bad)

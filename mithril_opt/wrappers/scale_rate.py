@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mithril_opt.core.asked import asked
 from mithril_opt.core.fields import Number, count, number, shown, static
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.patterns import checked, matching, unmatched
@@ -61,7 +62,10 @@ class ByFunction:
 
     def of(self, leaves: list[tuple[str, Any]]) -> list[Any]:
         """The factor of each leaf."""
-        return [_checked(f"the factor of {path!r}", self.function(path, leaf)) for path, leaf in leaves]
+        return [
+            _checked(f"the factor of {leaf[0]!r}", asked("ScaleRate: the function of factors", self.function, *leaf))
+            for leaf in leaves
+        ]
 
     def __repr__(self) -> str:
         return repr(self.function)
@@ -90,7 +94,7 @@ class ByDepth:
         return [integer_power(self.decay, jnp.int32(self.num_layers - self._depth(*leaf))) for leaf in leaves]
 
     def _depth(self, path: str, leaf: Any) -> int:
-        depth = self.depth_of(path, leaf)
+        depth = asked("layer_decay: depth_of", self.depth_of, path, leaf)
         if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or not 0 <= depth <= self.num_layers:
             raise ValueError(
                 f"layer_decay: the depth of {path!r} must be an integer from 0 to {self.num_layers}, got {shown(depth)}"
@@ -103,8 +107,9 @@ class ScaleRate(Wrapper):
     """An optimizer whose learning rate is multiplied, leaf by leaf: p ← p + f u for the updates u of the inner optimizer.
 
     A decay that is multiplied with the rate is, too. The moments are those of the inner optimizer; there is one of it, however
-    many factors. A schedule as a factor switches leaves on and off: `ConstantLR(1.0, factor=0.0, total_iters=1000)` holds them
-    for 1000 updates, in which their moments move. µP (Yang et al. 2021) with Adam is `{"hidden/*": base_width / width}`.
+    many factors. Its `get_learning_rate` is without them; `explain` shows the rates with them. A schedule as a factor switches
+    leaves on and off: `ConstantLR(1.0, factor=0.0, total_iters=1000)` holds them for 1000 updates, in which their moments
+    move. µP (Yang et al. 2021) with Adam is `{"hidden/*": base_width / width}`.
 
     Args:
         optimizer: the inner optimizer.

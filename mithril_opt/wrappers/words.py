@@ -32,3 +32,12 @@ def scale_does_not_matter(leaves: list[tuple[str, Any, Optimizer]]) -> str | Non
         return None
     rules = ", ".join(sorted({type(rule).__name__ for _, _, rule in leaves}))
     return f"the steps of {rules} hardly depend on the size of a gradient"
+
+
+def of_a_window(optimizer: Optimizer) -> str:
+    """That what happens to gradients outside of `optimizer` happens to each of a window; nothing if it does not accumulate."""
+    try:
+        every = optimizer.window_length
+    except ValueError:  # its groups have windows of different lengths
+        return ", each of a window by itself"
+    return "" if every in (None, 1) else f", each of the {every} of a window by itself"
