@@ -1,9 +1,11 @@
 """What a trainer says of itself and for its optimizer."""
 
 import abc
+import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
+from mithril_opt.core.foreign_calls import refuse_other_names
 from mithril_opt.core.numerics import scalar_f32
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.tree import leaves_with_paths, trained
@@ -18,6 +20,13 @@ class Readings(abc.ABC):
 
     optimizer: Optimizer
     clip_norm: Any
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if len(args) == 1 and "optimizer" not in kwargs and isinstance(args[0], Optimizer):
+            raise TypeError("the first argument is the model: write MixedPrecisionTrainer(None, optimizer)")
+        trainer: Any = cls
+        refuse_other_names(cls.__name__, args, kwargs, [field.name for field in dataclasses.fields(trainer)])
+        return super().__new__(cls)
 
     @property
     @abc.abstractmethod

@@ -8,13 +8,12 @@ that produced them; and the verdict is one for all leaves, groups and devices.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mithril_opt.core.fields import count, number, same_as, static
-from mithril_opt.core.foreign_calls import refuse_other_names
 from mithril_opt.core.norm import norm_of
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.pytree import check_numbers, pytree, set_field
@@ -95,12 +94,6 @@ class MixedPrecisionTrainer(Readings):
     min_loss_scale: Scalar = same_as(LossScale, "minimum", default=1.0)
     max_loss_scale: Scalar = same_as(LossScale, "maximum", default=2.0**24)
     hysteresis: int | Array = same_as(LossScale, "hysteresis", default=1)
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        if len(args) == 1 and "optimizer" not in kwargs and isinstance(args[0], Optimizer):
-            raise TypeError("the first argument is the model: write MixedPrecisionTrainer(None, optimizer)")
-        refuse_other_names(cls.__name__, args, kwargs, [field.name for field in dataclasses.fields(cls)])
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_optimizer("MixedPrecisionTrainer: optimizer", self.optimizer)
