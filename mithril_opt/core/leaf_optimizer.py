@@ -17,7 +17,7 @@ from mithril_opt.core.asked import decides
 from mithril_opt.core.decay_rate import DecayRate
 from mithril_opt.core.fields import Number, rule_of
 from mithril_opt.core.foreign_arguments import refuse_mask
-from mithril_opt.core.launches import together
+from mithril_opt.core.launches import if_true, truths
 from mithril_opt.core.numerics import compute_dtype, real_dtype, saturating_increment
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import check_scalars, with_fields
@@ -143,10 +143,10 @@ class LeafOptimizer(Optimizer):
         leaves = [Leaf(path, own, param, *row) for (path, param), own, *row in zip(*columns, strict=True)]
         shares = type(rule).share is not LeafOptimizer.share
         shared, given = _shared(rule, leaves, state.shared, step) if shares else (state.shared, [None] * len(leaves))
-        results = [_updated(leaf, rule, step, powers, value) for leaf, value in zip(leaves, given, strict=True)]
+        told = zip(leaves, given, truths([None if leaf.grad is None else leaf.param for leaf in leaves]), strict=True)
+        results = [_updated(leaf, rule, step, powers, *row) for leaf, *row in told]
         slots = storage.gather(structure, [slots for _, slots in results]) if leaves else state.slots
-        updates = together([update for update, _ in results])
-        return structure.unflatten(updates), OptState(step, slots, state.schedules, shared)
+        return structure.unflatten([update for update, _ in results]), OptState(step, slots, state.schedules, shared)
 
 
 class Leaf(NamedTuple):
@@ -167,13 +167,13 @@ def _powers(rule: LeafOptimizer, step: Array) -> dict[str, Array]:
 
 
 def _updated(
-    leaf: Leaf, rule: LeafOptimizer, step: Array, powers: dict[str, Array], given: PyTree
+    leaf: Leaf, rule: LeafOptimizer, step: Array, powers: dict[str, Array], given: PyTree, truth: Array | None
 ) -> tuple[Array | None, PyTree]:
     """The update of a leaf, and its new slots. Its own rule may have other decay rates than those that `powers` belong to."""
     if leaf.grad is None:
         return None, leaf.slots
     known = {name: power for name, power in powers.items() if getattr(leaf.rule, name) is getattr(rule, name)}
-    return _at(leaf.path, _update_leaf, *leaf[1:], step, known, given)
+    return _at(leaf.path, _update_leaf, *leaf[1:], step, known, given, truth)
 
 
 def _at(path: str, function: Callable[..., T], *args: Any) -> T:
@@ -186,7 +186,14 @@ def _at(path: str, function: Callable[..., T], *args: Any) -> T:
 
 @jax.jit  # so that leaves of equal shape are traced once
 def _update_leaf(
-    rule: Any, param: Array, grad: Any, slots: PyTree, step: Array, powers: dict[str, Array], given: PyTree
+    rule: Any,
+    param: Array,
+    grad: Any,
+    slots: PyTree,
+    step: Array,
+    powers: dict[str, Array],
+    given: PyTree,
+    truth: Array | None,
 ) -> tuple[Array, PyTree]:
     """The update −s, and the new slots."""
     storage.check(rule, param, slots)
@@ -199,7 +206,8 @@ def _update_leaf(
         s, new_slots = with_fields(rule, **known).update_leaf(*arguments)
     if jnp.shape(s) != jnp.shape(param) or (jnp.iscomplexobj(s) and not jnp.iscomplexobj(param)):
         raise ValueError(f"{where} returned the step {describe_leaf(s)} for a parameter {describe_leaf(param)}")
-    return placed_like(-jnp.asarray(s, dtype), param), storage.write(where, new_slots, slots)
+    update = if_true(truth, placed_like(-jnp.asarray(s, dtype), param))
+    return update, storage.write(where, new_slots, slots)
 
 
 def _shared(rule: LeafOptimizer, leaves: list[Leaf], shared: PyTree, step: Array) -> tuple[PyTree, list[PyTree]]:

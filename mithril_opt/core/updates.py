@@ -50,4 +50,9 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
 
 
 def _new(param: Array, update: Any) -> Array:
-    return update.param if isinstance(update, Moved) else (widen(param) + update).astype(jnp.result_type(param))
+    if isinstance(update, Moved):
+        return update.param
+    wide = widen(param)
+    # `+` takes longer to trace, which a tree of thousands of leaves notices.
+    new = jax.lax.add(wide, update) if wide.dtype == jnp.result_type(update) else wide + update
+    return new.astype(jnp.result_type(param))
