@@ -37,7 +37,7 @@ check: $(VENV)/.done
 bench: $(VENV)/.done
 	$(BIN)/python -m benchmarks --quick
 
-# Compilers for TPUs and GPUs, 1.2 GB, have an environment of their own. ARGUMENTS=--quick takes three minutes instead of eighteen.
+# Compilers for TPUs and GPUs, 1.2 GB, have an environment of their own. ARGUMENTS=--quick takes two minutes instead of eighteen.
 aot: $(AOT)/.done
 	$(AOT)/bin/python -m benchmarks aot $(ARGUMENTS)
 

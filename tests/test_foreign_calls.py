@@ -17,6 +17,7 @@ from mithril_opt import (
     ScaleRate,
     StepLR,
     explain,
+    pytree,
 )
 
 LINES = {
@@ -51,6 +52,28 @@ def test_a_name_that_nobody_knows():
         AdamW(fused=True, lr=0.1)
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         StepLR(0.1)
+
+
+@pytree
+class Named(SGD):
+    """A rule with arguments of its own names."""
+
+    def __init__(self, lr=0.5):
+        super().__init__(learning_rate=lr)
+
+
+@pytree
+class Open(SGD):
+    """A rule that takes what it is given."""
+
+    def __init__(self, **settings):
+        super().__init__(learning_rate=settings["lr"])
+
+
+def test_a_rule_may_call_its_arguments_as_it_likes():
+    assert Named(lr=0.25).learning_rate == Open(lr=0.25).learning_rate == 0.25
+    with pytest.raises(TypeError, match=r"Named has no argument 'rate'; it takes lr$"):
+        Named(rate=1.0)
 
 
 def test_betas_in_one_argument():

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from typing import Any, ParamSpec, TypeVar
 
@@ -27,12 +28,14 @@ NAMES = {
 BETAS = ("beta1", "beta2", "beta3")
 
 
-def refuse_other_names(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], ours: Collection[str]) -> None:
-    """Raise a TypeError with the line to write if keywords of `name(*args, **kwargs)` are not among `ours`, but PyTorch's or
+def refuse_other_names(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise a TypeError with the line to write if keywords of `cls(*args, **kwargs)` are none of its own, but PyTorch's or
     optax's names for them, or misspelt."""
-    unknown = [key for key in kwargs if key not in ours]
-    if not unknown:
+    own = inspect.signature(cls.__init__).parameters
+    unknown = [key for key in kwargs if key not in own]
+    if not unknown or any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
         return
+    name, ours = cls.__name__, [*own][1:]
     renamed = {new: value for key, given in kwargs.items() for new, value in _renamed(key, given, ours)}
     known = {key: value for key, value in renamed.items() if key in ours}
     rest = [key for key in renamed if key not in ours]

@@ -56,7 +56,7 @@ class Optimizer(Hooks, abc.ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         check_decorated(cls)
-        refuse_other_names(cls.__name__, args, kwargs, [field.name for field in dataclasses.fields(cls)])
+        refuse_other_names(cls, args, kwargs)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

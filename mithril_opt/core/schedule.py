@@ -49,9 +49,9 @@ class Schedule:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         check_decorated(cls)
         # Before __init__, which would only complain about the number of arguments.
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = {field.name for field in dataclasses.fields(cls)}
         refuse_optimizer(cls.__name__, args, kwargs, takes_rate="base_lr" in names and "max_lr" not in names)
-        refuse_other_names(cls.__name__, args, kwargs, names)
+        refuse_other_names(cls, args, kwargs)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,6 @@
 """What a trainer says of itself and for its optimizer."""
 
 import abc
-import dataclasses
 import math
 from typing import Any, Self
 
@@ -24,8 +23,7 @@ class Readings(abc.ABC):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         if len(args) == 1 and "optimizer" not in kwargs and isinstance(args[0], Optimizer):
             raise TypeError("the first argument is the model: write MixedPrecisionTrainer(None, optimizer)")
-        trainer: Any = cls
-        refuse_other_names(cls.__name__, args, kwargs, [field.name for field in dataclasses.fields(trainer)])
+        refuse_other_names(cls, args, kwargs)
         return super().__new__(cls)
 
     @property

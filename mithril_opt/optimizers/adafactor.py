@@ -88,10 +88,10 @@ class Adafactor(LeafOptimizer):
     weight_decay: ScalarOrSchedule = number(default=0.0, minimum=0, off=True, masked=True)
     min_dim_size_to_factor: int = static(default=128)
     decay_mask: DecayMask | None = static(default=None)
-
-    bias_corrected: ClassVar = ("row", "col", "nu")
     matrix_axes: AxesOrFunction = static(default=None)
     unit_axes: AxesOrFunction = static(default=None)
+
+    bias_corrected: ClassVar = ("row", "col", "nu")
 
     def __post_init__(self) -> None:
         super().__post_init__()
