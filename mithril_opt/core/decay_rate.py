@@ -5,13 +5,21 @@ crosses it as two leaves: what float32 holds of it, and the rest. From both come
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mithril_opt.core.typing import Array
+
+
+class Known(NamedTuple):
+    """1 − β, and 1 − βᵗ of one t: computed once for all leaves."""
+
+    complement: Array
+    one_minus_power: Array
+    t: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -21,7 +29,7 @@ class DecayRate:
     Attributes:
         value: β, a float, or a real scalar array.
         rest: of an array, what float32 lost of β when it became one; None if that is not known.
-        known: a t and its 1 − βᵗ, if that is computed already.
+        known: what is computed already.
 
     Example:
         >>> import jax
@@ -34,7 +42,7 @@ class DecayRate:
 
     value: Any
     rest: Any = None
-    known: tuple[Array, Array] | None = None
+    known: Known | None = None
 
     def parts(self) -> tuple[Array, Array]:
         """β as the sum of two numbers, the second far smaller than the first."""
@@ -47,6 +55,8 @@ class DecayRate:
     @property
     def complement(self) -> Array:
         """1 − β, a real scalar."""
+        if self.known is not None:
+            return self.known.complement
         value, rest = self.parts()
         return (1 - value) - rest
 
@@ -65,8 +75,8 @@ class DecayRate:
             >>> f"{DecayRate(0.999).one_minus_power(jnp.float32(1)):.9f}"
             '0.001000000'
         """
-        if self.known is not None and t is self.known[0]:
-            return self.known[1].astype(t.dtype)
+        if self.known is not None and t is self.known.t:
+            return self.known.one_minus_power.astype(t.dtype)
         complement = self.complement.astype(t.dtype)
         z = t * jnp.log1p(-jnp.where(complement == 1, 0.5, complement)) / -2
         # XLA's tanh is off by up to 2e-7 where its argument is small; there the series converges at once.

@@ -38,7 +38,7 @@ def _one_for_each_group(number: int) -> list[Array]:
 
 def if_true(truth: Array | None, array: Array) -> Array:
     """`array` itself."""
-    return array if truth is None else jnp.where(truth, array, jnp.zeros((), array.dtype))
+    return array if truth is None else jax.lax.select(truth, array, jnp.zeros_like(array))
 
 
 def together(tree: PyTree) -> PyTree:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mithril_opt.core import slots as storage
 from mithril_opt.core.asked import decides
-from mithril_opt.core.decay_rate import DecayRate
+from mithril_opt.core.decay_rate import DecayRate, Known
 from mithril_opt.core.fields import Number, rule_of
 from mithril_opt.core.foreign_arguments import refuse_mask
 from mithril_opt.core.launches import if_true, truths
@@ -137,14 +137,14 @@ class LeafOptimizer(Optimizer):
     def compute_updates(self, params: PyTree, grads: PyTree, state: OptState) -> tuple[PyTree, OptState]:
         structure, step = jax.tree.structure(params), saturating_increment(state.step)
         rule = self.at(state.step, state.schedules)
-        named, powers = leaves_with_paths(params), _powers(rule, step)
+        named, known = leaves_with_paths(params), _known(rule, step)
         rules = [rule.for_leaf(path, param) for path, param in named]
         columns = named, rules, structure.flatten_up_to(grads), storage.scatter(rules, params, state.slots)
         leaves = [Leaf(path, own, param, *row) for (path, param), own, *row in zip(*columns, strict=True)]
         shares = type(rule).share is not LeafOptimizer.share
         shared, given = _shared(rule, leaves, state.shared, step) if shares else (state.shared, [None] * len(leaves))
         told = zip(leaves, given, truths([None if leaf.grad is None else leaf.param for leaf in leaves]), strict=True)
-        results = [_updated(leaf, rule, step, powers, *row) for leaf, *row in told]
+        results = [_updated(leaf, rule, step, known, *row) for leaf, *row in told]
         slots = storage.gather(structure, [slots for _, slots in results]) if leaves else state.slots
         return structure.unflatten([update for update, _ in results]), OptState(step, slots, state.schedules, shared)
 
@@ -159,21 +159,22 @@ class Leaf(NamedTuple):
     slots: PyTree
 
 
-def _powers(rule: LeafOptimizer, step: Array) -> dict[str, Array]:
-    """1 − βᵗ of the decay rates of `rule`, in the widest real dtype there is: once for all leaves."""
+def _known(rule: LeafOptimizer, step: Array) -> dict[str, Known]:
+    """What is computed of the decay rates of `rule` once for all leaves, in the widest real dtype there is."""
     check_scalars(rule)
     t = step.astype(jax.dtypes.canonicalize_dtype(float))
-    return {name: rate.one_minus_power(t) for name, rate in vars(rule).items() if isinstance(rate, DecayRate)}
+    rates = {name: rate for name, rate in vars(rule).items() if isinstance(rate, DecayRate)}
+    return {name: Known(rate.complement, rate.one_minus_power(t)) for name, rate in rates.items()}
 
 
 def _updated(
-    leaf: Leaf, rule: LeafOptimizer, step: Array, powers: dict[str, Array], given: PyTree, truth: Array | None
+    leaf: Leaf, rule: LeafOptimizer, step: Array, known: dict[str, Known], given: PyTree, truth: Array | None
 ) -> tuple[Array | None, PyTree]:
-    """The update of a leaf, and its new slots. Its own rule may have other decay rates than those that `powers` belong to."""
+    """The update of a leaf, and its new slots. Its own rule may have other decay rates than those of which this is known."""
     if leaf.grad is None:
         return None, leaf.slots
-    known = {name: power for name, power in powers.items() if getattr(leaf.rule, name) is getattr(rule, name)}
-    return _at(leaf.path, _update_leaf, *leaf[1:], step, known, given, truth)
+    own = {name: numbers for name, numbers in known.items() if getattr(leaf.rule, name) is getattr(rule, name)}
+    return _at(leaf.path, _update_leaf, *leaf[1:], step, own, given, truth)
 
 
 def _at(path: str, function: Callable[..., T], *args: Any) -> T:
@@ -191,7 +192,7 @@ def _update_leaf(
     grad: Any,
     slots: PyTree,
     step: Array,
-    powers: dict[str, Array],
+    known: dict[str, Known],
     given: PyTree,
     truth: Array | None,
 ) -> tuple[Array, PyTree]:
@@ -199,11 +200,11 @@ def _update_leaf(
     storage.check(rule, param, slots)
     dtype, where = compute_dtype(jnp.result_type(param)), f"{type(rule).__name__}.update_leaf"
     t = step.astype(real_dtype(dtype))
-    known = {name: dataclasses.replace(getattr(rule, name), known=(t, power)) for name, power in powers.items()}
+    rates = {name: dataclasses.replace(getattr(rule, name), known=own._replace(t=t)) for name, own in known.items()}
     arguments = [widen(param), _direction(param, grad), storage.read(slots), t, *([] if given is None else [given])]
     # Under strict promotion a float32 number times a complex64 or float64 leaf would be an error; wider leaves need neither.
     with jax.numpy_dtype_promotion("standard"):
-        s, new_slots = with_fields(rule, **known).update_leaf(*arguments)
+        s, new_slots = with_fields(rule, **rates).update_leaf(*arguments)
     if jnp.shape(s) != jnp.shape(param) or (jnp.iscomplexobj(s) and not jnp.iscomplexobj(param)):
         raise ValueError(f"{where} returned the step {describe_leaf(s)} for a parameter {describe_leaf(param)}")
     update = if_true(truth, placed_like(-jnp.asarray(s, dtype), param))

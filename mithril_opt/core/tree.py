@@ -178,8 +178,13 @@ def widen(leaf: Any) -> Any:
     """`leaf`, an array or a `jax.ShapeDtypeStruct`, in its compute dtype: float32 for anything narrower."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, compute_dtype(leaf.dtype), sharding=leaf.sharding)
-    leaf = jnp.asarray(leaf)
-    return leaf.astype(compute_dtype(leaf.dtype))
+    leaf = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+    return cast(leaf, compute_dtype(leaf.dtype))
+
+
+def cast(leaf: Any, dtype: Any) -> Any:
+    """`leaf`, an array, in `dtype`, strongly typed. What it is already is not traced, once for each of thousands of leaves."""
+    return leaf if leaf.dtype == dtype and not leaf.weak_type else leaf.astype(dtype)
 
 
 def stored(leaf: Any) -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mithril_opt.core.tree import agree, widen
+from mithril_opt.core.tree import agree, cast, widen
 from mithril_opt.core.typing import Array, PyTree
 
 
@@ -55,4 +55,4 @@ def _new(param: Array, update: Any) -> Array:
     wide = widen(param)
     # `+` takes longer to trace, which a tree of thousands of leaves notices.
     new = jax.lax.add(wide, update) if wide.dtype == jnp.result_type(update) else wide + update
-    return new.astype(jnp.result_type(param))
+    return cast(new, jnp.result_type(param))
