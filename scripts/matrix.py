@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "versions.md"
 CELLS = (("3.11", "oldest"), ("3.11", "newest"), ("3.12", "newest"), ("3.13", "newest"))
-TOOLS = ("chex", "hypothesis", "pytest", "pytest-xdist")
+TOOLS = ("chex", "flatbuffers", "hypothesis", "pytest", "pytest-xdist")
 HEADER = "| Python | JAX | optax | tests | day |\n|---|---|---|---|---|\n"
 MARKS = re.compile(r"(?<=<!-- begin -->\n).*(?=<!-- end -->)", re.DOTALL)
 FACTS = """
