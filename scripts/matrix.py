@@ -7,6 +7,7 @@ nor can download is said to be missing. The table is printed, and written to doc
 
 import argparse
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -38,15 +39,17 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def imports() -> dict[str, set[str]]:
-    """By test file, the packages that it imports anywhere."""
-    found = {}
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
-        nodes = list(ast.walk(ast.parse(path.read_text())))
-        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-        names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-        found[path.relative_to(ROOT).as_posix()] = {name.split(".")[0] for name in names}
-    return found
+@functools.cache
+def imports(path: Path) -> set[str]:
+    """The packages that a Python file of the tests imports anywhere, itself or through the files beside it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    packages = {name.split(".")[0] for name in names}
+    beside = {name: path.with_name(f"{name}.py") for name in packages}
+    folders = {name for name in packages if path.with_name(name).is_dir()}  # made numbers and what makes them
+    own = {name for name, file in beside.items() if file.exists()}
+    return (packages - own - folders).union(*(imports(beside[name]) for name in own))
 
 
 def make(uv: str, python: str, versions: str, folder: str) -> str:
@@ -62,7 +65,8 @@ def measure(uv: str, python: str, versions: str, folder: str) -> tuple[str, bool
     """A row of the table, and whether its tests passed."""
     if problem := make(uv, python, versions, folder):
         return f"| {python} | {versions} | | {problem} | {date.today()} |\n", False
-    program, needed = f"{folder}/bin/python", imports()
+    program = f"{folder}/bin/python"
+    needed = {path.relative_to(ROOT).as_posix(): imports(path) for path in sorted((ROOT / "tests").glob("test_*.py"))}
     names = sorted(set().union(*needed.values()))
     facts, lacking = run(program, "-c", FACTS.format(names=names)).stdout.splitlines()
     left_out = [f"--ignore={file}" for file, packages in needed.items() if packages & {*lacking.split()}]
