@@ -54,7 +54,7 @@ class MixedPrecisionTrainer(Readings):
         optimizer: any `Optimizer`.
         loss_scale: the first scale.
         dynamic_loss_scaling: whether the scale moves.
-        policy: a `Policy`, or the name of its compute dtype.
+        policy: a `Policy`, or the name of its compute dtype; float16 by default.
         clip_norm: bound for the global norm of the unscaled gradients of all groups, applied before the optimizer sees them:
             with `Accumulate` to every micro-step's. `Accumulate(Clip(…))` clips the mean. None for no clipping.
         growth_factor: what the scale grows by.

@@ -81,7 +81,8 @@ class Record(StatefulWrapper):
     What it writes down the step has computed: under the trainer the norm of the gradients is the trainer's, before it clips,
     and `Record(Clip(…))` shares the norm that clips. Put it outside of what clips. The record is in the state, so it survives
     a crash of the loop, goes into a checkpoint, and costs no transfer in the step; `read_record` makes a table of it,
-    `plot_record` a picture. A skipped step changes nothing else, but is recorded, with the reason.
+    `plot_record` a picture. A skipped step changes nothing else, but is recorded, with the reason. Inside `Accumulate` it sees
+    the windows that are applied, and nothing of one that is dropped.
 
     In a group of a `MultiOptimizer` it is about the gradients of that group as they reach it, and of what was skipped knows the
     reason alone; around one it does not know what a `Clip` in a group does, nor what one behind other changes of the gradients,

@@ -178,7 +178,7 @@ def layer_decay(depth_of: Callable[[str, Any], int], num_layers: int, decay: Sca
 
     Args:
         depth_of: `(path, leaf) -> depth`, 0 for the embeddings, 1 … L − 1 for the layers, L for the head.
-        num_layers: L, the largest depth.
+        num_layers: L, the depth of the head, also where these factors are for other leaves alone.
         decay: γ in (0, 1]; 0.65 to 0.9 are usual.
 
     Returns:
