@@ -77,6 +77,7 @@ def test_bytes_of_state(beta1, expected):
     assert state_bytes(Adafactor(beta1=beta1), params)[0] / (256 * 512) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.newest
 def test_what_is_factored_has_no_temporary_but_one():
     """The update, whose RMS must be known before it is applied. V would be another."""
     optimizer, params = Adafactor(), {"w": jax.ShapeDtypeStruct((512, 1024), jnp.float32)}

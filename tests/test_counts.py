@@ -41,6 +41,7 @@ STEPS = {
 }
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name", STEPS)
 def test_bytes_temporaries_and_copies(name):
     step, init, most_bytes, most_temporaries = STEPS[name]
@@ -54,6 +55,7 @@ def test_bytes_temporaries_and_copies(name):
     assert memory.alias_size_in_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in donated)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(
     ("remainder", "most_bytes", "most_temporaries"), [(0, 32.01, 0.001), (8, 48.1, 4.01), (16, 50.1, 4.01)]
 )
@@ -67,6 +69,7 @@ def test_bfloat16_parameters(remainder, most_bytes, most_temporaries):
     assert copies(program.as_text()) == []
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in {"quantize", "multi"} else pytest.mark.slow) for name in OPTIMIZERS]
 )

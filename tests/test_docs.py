@@ -20,6 +20,7 @@ LINK = re.compile(r"\]\(([^()\s]+)\)")
 HEADING = re.compile(r"^#{1,3} (.+)$", re.MULTILINE)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("page", PAGES)
 def test_code_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some of them write files

@@ -17,6 +17,7 @@ def test_no_example_is_forgotten():
     assert sorted([*IN_PROCESS, "keras_stateless", "train"]) == sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("name", IN_PROCESS)
 @pytest.mark.usefixtures("promotion")
 def test_the_loss_falls(name):

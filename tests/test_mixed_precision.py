@@ -251,6 +251,7 @@ def test_donated_buffers_are_reused(optimizer, policy):
     trainer.init(make_params())
 
 
+@pytest.mark.newest
 def test_no_copy_of_a_donated_buffer():
     """Selecting with `where` around the update would keep the old moments alive: 8 bytes per parameter."""
     params = {"w": jnp.ones((256, 256))}
