@@ -1,5 +1,8 @@
 """Calls with the names and habits of other libraries: they get the line to write."""
 
+import copy
+import pickle
+
 import jax.numpy as jnp
 import pytest
 
@@ -15,10 +18,13 @@ from mithril_opt import (
     MultiOptimizer,
     RMSProp,
     ScaleRate,
+    SequentialLR,
     StepLR,
+    Switch,
     explain,
     pytree,
 )
+from mithril_opt.core.foreign_names import is_misspelt
 
 LINES = {
     "AdamW(lr=0.001, betas=(0.9, 0.95))": "AdamW(learning_rate=0.001, beta1=0.9, beta2=0.95)",
@@ -31,15 +37,39 @@ LINES = {
     "StepLR(learning_rate=0.1, step_size=10)": "StepLR(base_lr=0.1, step_size=10)",
     "Clip(SGD(), max_norm=1.0)": "Clip(SGD(...), clip_norm=1.0)",
     "MixedPrecisionTrainer(None, SGD(), clipnorm=1.0)": "MixedPrecisionTrainer(None, SGD(...), clip_norm=1.0)",
+    "MixedPrecisionTrainer(None, SGD(), max_grad_norm=1.0)": "MixedPrecisionTrainer(None, SGD(...), clip_norm=1.0)",
+    "MixedPrecisionTrainer(None, SGD(), init_scale=8.0)": "MixedPrecisionTrainer(None, SGD(...), loss_scale=8.0)",
+    "MixedPrecisionTrainer(None, SGD(), initial_loss_scale=8.0)": "MixedPrecisionTrainer(None, SGD(...), loss_scale=8.0)",
+    "MixedPrecisionTrainer(None, SGD(), initial_scale=8.0)": "MixedPrecisionTrainer(None, SGD(...), loss_scale=8.0)",
+    "MixedPrecisionTrainer(None, SGD(), initial_scale_power=3)": "MixedPrecisionTrainer(None, SGD(...), loss_scale=8.0)",
+    "MixedPrecisionTrainer(None, SGD(), period=9)": "MixedPrecisionTrainer(None, SGD(...), growth_interval=9)",
+    "MixedPrecisionTrainer(None, SGD(), factor=4)": (
+        "MixedPrecisionTrainer(None, SGD(...), growth_factor=4, backoff_factor=0.25)"
+    ),
+    "MixedPrecisionTrainer(None, SGD(), enabled=False)": (
+        "MixedPrecisionTrainer(None, SGD(...), loss_scale=1.0, dynamic_loss_scaling=False)"
+    ),
+    "MixedPrecisionTrainer(None, SGD(), enabled=True)": "MixedPrecisionTrainer(None, SGD(...))",
+    "MixedPrecisionTrainer(None, SGD(), minimum_scale=0.5)": "MixedPrecisionTrainer(None, SGD(...), min_loss_scale=0.5)",
+    "MixedPrecisionTrainer(None, SGD(), dtype='bfloat16')": "MixedPrecisionTrainer(None, SGD(...), policy='bfloat16')",
+    "AdamW(weight_decay_mask=None)": "AdamW(decay_mask=None)",
+    "AdamW({'w': 1.0}, lr=0.1)": "AdamW(learning_rate=0.1)",
+    "CosineDecayLR(0.1, T_max=100, eta_min=1e-05)": "CosineDecayLR(0.1, decay_steps=100, min_lr=1e-05)",
+    "OneCycleLR(0.1, epochs=10, steps_per_epoch=100)": "OneCycleLR(0.1, total_steps=10 * 100)",
+    "WarmupCosLR(0.0, 1.0, warmup_epoch=3, epochs=9)": "WarmupCosLR(0.0, 1.0, warmup_epochs=3, epochs=9)",
 }
+
+
+def namespace(**more):
+    return {**vars(mithril_opt), "steps_per_epoch": 7, **more}
 
 
 @pytest.mark.parametrize(("theirs", "ours"), LINES.items())
 def test_a_name_of_others_gets_the_line_to_write(theirs, ours):
     with pytest.raises(TypeError) as caught:
-        eval(theirs, vars(mithril_opt).copy())
+        eval(theirs, namespace())
     assert f"Write {ours} instead of" in str(caught.value)
-    eval(ours.replace("SGD(...)", "SGD()"), vars(mithril_opt).copy())
+    eval(ours.replace("SGD(...)", "SGD()"), namespace())
 
 
 def test_a_name_that_nobody_knows():
@@ -52,6 +82,173 @@ def test_a_name_that_nobody_knows():
         AdamW(fused=True, lr=0.1)
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         StepLR(0.1)
+
+
+OWN = r"MixedPrecisionTrainer has no argument '\w+'; it takes model, .*hysteresis$"
+
+
+@pytest.mark.parametrize("key", ["scale_it", "min_scal", "betas", "fin_steps", "axis_name", "mode"])
+def test_a_name_that_is_near_none_gets_no_guess(key):
+    with pytest.raises(TypeError, match=OWN):
+        MixedPrecisionTrainer(None, SGD(), **{key: 2.0})
+
+
+def test_a_name_with_another_meaning_is_no_misspelling():
+    for key, name in [("init_scale", "min_loss_scale"), ("min_lr", "max_lr"), ("beta1", "beta2"), ("epochs", "eps"),
+                      ("weight_decay_mask", "weight_decay"), ("beta", "beta1"), ("mode", "model"), ("no_decay", "decay"),
+                      ("min_learning_rate", "max_learning_rate"), ("factor", "backoff_factor"), ("decay", "decay_mask"),
+                      ("warmup_epochs", "warmup_steps"), ("lr", "r"), ("period", "hysteresis"), ("nab", "ban")]:  # fmt: skip
+        assert not is_misspelt(key, name), key
+    for key in ("learnig_rate", "learningRate", "learning_rates", "laerning_rate", "learming_rate", "LEARNING_RATE"):
+        assert is_misspelt(key, "learning_rate"), key
+
+
+def test_what_is_required_is_in_the_line():
+    line = r"Write LinearWarmupScheduler\(warmup_steps=10, start_lr=..., end_lr=0.001\) instead of"
+    with pytest.raises(TypeError, match=line):
+        LinearWarmupScheduler(warmup=10, peak=1e-3)
+    with pytest.raises(TypeError, match=r"Adam\(learning_rate=LinearWarmupScheduler\(4, start_lr=..., end_lr=...\)\)"):
+        LinearWarmupScheduler(AdamW(), 4)
+    with pytest.raises(TypeError, match=r"'lr'; it takes learning_rate.*decay_mask$"):  # which is given already
+        SGD(0.1, lr=0.1)
+
+
+EPOCHS = {
+    "LinearWarmupScheduler(warmup_epochs=5, start_lr=0.0, end_lr=1.0)": (
+        "LinearWarmupScheduler(warmup_steps=5 * steps_per_epoch, start_lr=0.0, end_lr=1.0)"
+    ),
+    "CosineDecayLR(0.1, decay_epochs=5)": "CosineDecayLR(0.1, decay_steps=5 * steps_per_epoch)",
+    "OneCycleLR(max_lr=0.1, epochs=10)": "OneCycleLR(max_lr=0.1, total_steps=10 * steps_per_epoch)",
+    "WarmupStableDecayLR(0.1, num_warmup_epochs=1, num_stable_steps=2, num_decay_steps=3)": (
+        "WarmupStableDecayLR(0.1, num_warmup_steps=1 * steps_per_epoch, num_stable_steps=2, num_decay_steps=3)"
+    ),
+    "NoamLR(512, warmup_epochs=5)": "NoamLR(512, warmup_steps=5 * steps_per_epoch)",
+    "SWA(SGD(), start_epoch=3, every=5)": "SWA(SGD(...), start=3 * steps_per_epoch, every=5)",
+    "MultiStepLR(0.1, milestone_epochs=[3, 5])": None,
+    "StepLR(0.1, step_epochs=3)": None,
+    "ReduceLROnPlateau(0.1, epochs=3)": None,
+}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), EPOCHS.items())
+def test_epochs_are_not_taken_for_steps(theirs, ours):
+    with pytest.raises(TypeError) as caught:
+        eval(theirs, namespace())
+    name, said = theirs.partition("(")[0], str(caught.value)
+    assert f"PerEpoch({name}(...), steps_per_epoch=...) counts in epochs" in said or name == "SWA"
+    assert (f"Write {ours} instead of {name}" in said) if ours else ("Write" not in said and "it takes" in said)
+    if ours:
+        eval(ours.replace("SGD(...)", "SGD()"), namespace())
+
+
+def test_what_is_done_in_another_way_here():
+    for key in ("no_decay", "exclude_from_weight_decay"):
+        with pytest.raises(
+            TypeError, match=rf"AdamW has no argument '{key}'; decay_mask says .* decay_mask=lambda path, leaf:"
+        ):
+            AdamW(**{key: ["b"]})
+    with pytest.raises(TypeError, match=r"'max_grad_norm'; Clip\(optimizer, clip_norm=...\) around it clips the gradients$"):
+        AdamW(max_grad_norm=1.0)
+    with pytest.raises(TypeError, match=r"StepLR has no argument 'max_grad_norm'; it takes base_lr"):
+        StepLR(0.1, 30, max_grad_norm=1.0)
+
+
+def test_too_many_by_position():
+    line = r"only optimizer by position. Write Clip\(SGD\(...\), clip_norm=1.0\) or Clip\(SGD\(...\), clip_value=1.0\) instead"
+    with pytest.raises(TypeError, match=line):
+        Clip(SGD(), 1.0)
+    with pytest.raises(TypeError, match=r"Accumulate takes only optimizer, every by position, got 3 arguments$"):
+        Accumulate(SGD(), 4, 5)
+
+
+# Objects of PyTorch.
+
+
+class Scheduler:
+    """What PyTorch's schedulers have."""
+
+    last_epoch = 0
+
+    def step(self):
+        raise AssertionError
+
+    def get_last_lr(self):
+        raise AssertionError
+
+
+class TorchOptimizer(Scheduler):
+    param_groups = ()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda torchs: AdamW(learning_rate=torchs),
+        lambda torchs: LinearWarmupScheduler(10, 0.0, 1.0, after_scheduler=torchs),
+        lambda torchs: LinearWarmupScheduler(10, 0.0, 1.0, torchs),
+        lambda torchs: SequentialLR([StepLR(0.1, 3), torchs], [3]),
+        lambda torchs: StepLR(torchs, 3),
+    ],
+)
+def test_a_scheduler_of_pytorch(place):
+    ours, others = type("CosineAnnealingLR", (Scheduler,), {})(), type("Cosine", (Scheduler,), {})()
+    looks = "this looks like PyTorch's scheduler; mithril_opt has "
+    with pytest.raises(TypeError) as caught:
+        place(ours)
+    line = "a schedule of that name, with the base rate for the optimizer: CosineAnnealingLR(base_lr=..., T_max=...)"
+    assert looks + line in str(caught.value)
+    with pytest.raises(TypeError) as caught:
+        place(others)
+    line = "schedules of the same names, with the base rate for the optimizer: StepLR(0.1, step_size=30)"
+    assert looks + line in str(caught.value)
+
+
+def test_an_optimizer_of_pytorch_is_no_scheduler():
+    with pytest.raises(TypeError, match=r"StepLR takes numbers, not an optimizer.*=StepLR\(0.001, 30\)\) instead"):
+        StepLR(TorchOptimizer(), 30)
+
+
+def test_a_number_where_a_schedule_belongs():
+    with pytest.raises(TypeError, match=r"got 100; write on=lambda step: step >= 100$"):
+        Switch(SGD(), on=100)
+    with pytest.raises(TypeError, match=r"got 0.1; write lambda step: 0.1$"):
+        SequentialLR([0.1], [])
+    with pytest.raises(TypeError, match=r"got True$"):
+        Switch(SGD(), on=True)
+
+
+METHODS = {
+    AdamW(): ("step", "zero_grad", "param_groups", "state_dict", "load_state_dict", "state"),
+    Clip(AdamW(), clip_norm=1.0): ("step", "add_param_group"),
+    MixedPrecisionTrainer(None, AdamW()): ("step", "zero_grad", "scale", "unscale_", "get_scale", "state_dict"),
+    StepLR(0.1, 3): ("step", "get_last_lr", "last_epoch", "state_dict"),
+}
+
+
+@pytest.mark.parametrize("ours", METHODS)
+def test_a_method_of_pytorch(ours):
+    for name in METHODS[ours]:
+        with pytest.raises(AttributeError, match=rf"^'{type(ours).__name__}' object has no attribute '{name}': \w+"):
+            getattr(ours, name)
+        assert not hasattr(ours, name)
+        assert getattr(ours, name, 3) == 3
+    with pytest.raises(AttributeError, match=rf"^'{type(ours).__name__}' object has no attribute 'stepp'$"):
+        ours.stepp  # noqa: B018
+    assert pickle.loads(pickle.dumps(ours)) == copy.copy(ours) == copy.deepcopy(ours) == ours
+
+
+@pytree
+class Failing(SGD):
+    """A rule with a property that fails inside."""
+
+    @property
+    def decays(self):
+        return (3).nothing
+
+
+def test_a_property_that_fails_says_its_own_error():
+    with pytest.raises(AttributeError, match="'int' object has no attribute 'nothing'"):
+        Failing().decays  # noqa: B018
 
 
 @pytree
