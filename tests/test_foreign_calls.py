@@ -1,6 +1,7 @@
 """Calls with the names and habits of other libraries: they get the line to write."""
 
 import copy
+import functools
 import pickle
 
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import pytest
 
 import mithril_opt
 from mithril_opt import (
+    EMA,
     SGD,
     Accumulate,
+    Adafactor,
     AdamW,
     Clip,
     CosineDecayLR,
@@ -69,6 +72,8 @@ def test_a_name_of_others_gets_the_line_to_write(theirs, ours):
     with pytest.raises(TypeError) as caught:
         eval(theirs, namespace())
     assert f"Write {ours} instead of" in str(caught.value)
+    assert "it takes" not in str(caught.value)
+    assert "counts in epochs" not in str(caught.value) or theirs.startswith("OneCycleLR")
     eval(ours.replace("SGD(...)", "SGD()"), namespace())
 
 
@@ -93,11 +98,17 @@ def test_a_name_that_is_near_none_gets_no_guess(key):
         MixedPrecisionTrainer(None, SGD(), **{key: 2.0})
 
 
+def test_a_name_that_means_something_else_in_another_class():
+    for make in (AdamW, Adafactor, functools.partial(EMA, SGD())):
+        with pytest.raises(TypeError, match=r"has no argument 'alpha'; it takes [\w, ]*$"):
+            make(alpha=0.99)
+
+
 def test_a_name_with_another_meaning_is_no_misspelling():
     for key, name in [("init_scale", "min_loss_scale"), ("min_lr", "max_lr"), ("beta1", "beta2"), ("epochs", "eps"),
                       ("weight_decay_mask", "weight_decay"), ("beta", "beta1"), ("mode", "model"), ("no_decay", "decay"),
                       ("min_learning_rate", "max_learning_rate"), ("factor", "backoff_factor"), ("decay", "decay_mask"),
-                      ("warmup_epochs", "warmup_steps"), ("lr", "r"), ("period", "hysteresis"), ("nab", "ban")]:  # fmt: skip
+                      ("warmup_epochs", "warmup_steps"), ("lr", "r"), ("dacey", "decay")]:  # fmt: skip
         assert not is_misspelt(key, name), key
     for key in ("learnig_rate", "learningRate", "learning_rates", "laerning_rate", "learming_rate", "LEARNING_RATE"):
         assert is_misspelt(key, "learning_rate"), key
@@ -124,7 +135,7 @@ EPOCHS = {
     ),
     "NoamLR(512, warmup_epochs=5)": "NoamLR(512, warmup_steps=5 * steps_per_epoch)",
     "SWA(SGD(), start_epoch=3, every=5)": "SWA(SGD(...), start=3 * steps_per_epoch, every=5)",
-    "MultiStepLR(0.1, milestone_epochs=[3, 5])": None,
+    "MultiStepLR(0.1, milestones_epochs=[3, 5])": None,
     "StepLR(0.1, step_epochs=3)": None,
     "ReduceLROnPlateau(0.1, epochs=3)": None,
 }
@@ -157,6 +168,8 @@ def test_too_many_by_position():
     line = r"only optimizer by position. Write Clip\(SGD\(...\), clip_norm=1.0\) or Clip\(SGD\(...\), clip_value=1.0\) instead"
     with pytest.raises(TypeError, match=line):
         Clip(SGD(), 1.0)
+    with pytest.raises(TypeError, match=r"Clip takes only optimizer by position, got 3 arguments$"):
+        Clip(SGD(), 1.0, 2.0)
     with pytest.raises(TypeError, match=r"Accumulate takes only optimizer, every by position, got 3 arguments$"):
         Accumulate(SGD(), 4, 5)
 

@@ -161,7 +161,10 @@ def test_a_momentum_that_was_scheduled_in_torch_gets_its_schedule(rule, group, s
     written = re.search(r"write (\w+\(.*\)), where schedule is its learning_rate, the OneCycleLR or", str(caught.value))[1]
     assert written == f"{rule.__name__}({said})"
     mended = eval(written, {**vars(mithril_opt), "schedule": schedule})
-    move(dataclasses.replace(mended, learning_rate=schedule))
+    move(mended := dataclasses.replace(mended, learning_rate=schedule))
+    if rule is AdamW:  # a number that is not moved
+        with pytest.raises(ValueError, match=r"write AdamW\(beta2=0.99\)\. names"):
+            move(dataclasses.replace(mended, beta2=0.5))
     assert mended.schedules.keys() & {"beta1", "momentum", "beta"}
     del group["base_momentum"]
     with pytest.raises(ValueError, match=r"write \w+\((beta1|momentum|beta)=0\.\d+"):
