@@ -1,12 +1,16 @@
 """Calls with the names and habits of other libraries: they get the line to write."""
 
+import functools
+
 import jax.numpy as jnp
 import pytest
 
 import mithril_opt
 from mithril_opt import (
+    EMA,
     SGD,
     Accumulate,
+    Adafactor,
     AdamW,
     Clip,
     CosineDecayLR,
@@ -19,6 +23,7 @@ from mithril_opt import (
     explain,
     pytree,
 )
+from mithril_opt.core.foreign_names import is_misspelt
 
 LINES = {
     "AdamW(lr=0.001, betas=(0.9, 0.95))": "AdamW(learning_rate=0.001, beta1=0.9, beta2=0.95)",
@@ -31,15 +36,41 @@ LINES = {
     "StepLR(learning_rate=0.1, step_size=10)": "StepLR(base_lr=0.1, step_size=10)",
     "Clip(SGD(), max_norm=1.0)": "Clip(SGD(...), clip_norm=1.0)",
     "MixedPrecisionTrainer(None, SGD(), clipnorm=1.0)": "MixedPrecisionTrainer(None, SGD(...), clip_norm=1.0)",
+    "MixedPrecisionTrainer(None, SGD(), max_grad_norm=1.0)": "MixedPrecisionTrainer(None, SGD(...), clip_norm=1.0)",
+    "MixedPrecisionTrainer(None, SGD(), init_scale=8.0)": "MixedPrecisionTrainer(None, SGD(...), loss_scale=8.0)",
+    "MixedPrecisionTrainer(None, SGD(), initial_loss_scale=8.0)": "MixedPrecisionTrainer(None, SGD(...), loss_scale=8.0)",
+    "MixedPrecisionTrainer(None, SGD(), initial_scale=8.0)": "MixedPrecisionTrainer(None, SGD(...), loss_scale=8.0)",
+    "MixedPrecisionTrainer(None, SGD(), initial_scale_power=3)": "MixedPrecisionTrainer(None, SGD(...), loss_scale=8.0)",
+    "MixedPrecisionTrainer(None, SGD(), period=9)": "MixedPrecisionTrainer(None, SGD(...), growth_interval=9)",
+    "MixedPrecisionTrainer(None, SGD(), factor=4)": (
+        "MixedPrecisionTrainer(None, SGD(...), growth_factor=4, backoff_factor=0.25)"
+    ),
+    "MixedPrecisionTrainer(None, SGD(), enabled=False)": (
+        "MixedPrecisionTrainer(None, SGD(...), loss_scale=1.0, dynamic_loss_scaling=False)"
+    ),
+    "MixedPrecisionTrainer(None, SGD(), enabled=True)": "MixedPrecisionTrainer(None, SGD(...))",
+    "MixedPrecisionTrainer(None, SGD(), minimum_scale=0.5)": "MixedPrecisionTrainer(None, SGD(...), min_loss_scale=0.5)",
+    "MixedPrecisionTrainer(None, SGD(), dtype='bfloat16')": "MixedPrecisionTrainer(None, SGD(...), policy='bfloat16')",
+    "AdamW(weight_decay_mask=None)": "AdamW(decay_mask=None)",
+    "AdamW({'w': 1.0}, lr=0.1)": "AdamW(learning_rate=0.1)",
+    "CosineDecayLR(0.1, T_max=100, eta_min=1e-05)": "CosineDecayLR(0.1, decay_steps=100, min_lr=1e-05)",
+    "OneCycleLR(0.1, epochs=10, steps_per_epoch=100)": "OneCycleLR(0.1, total_steps=10 * 100)",
+    "WarmupCosLR(0.0, 1.0, warmup_epoch=3, epochs=9)": "WarmupCosLR(0.0, 1.0, warmup_epochs=3, epochs=9)",
 }
+
+
+def namespace(**more):
+    return {**vars(mithril_opt), "steps_per_epoch": 7, **more}
 
 
 @pytest.mark.parametrize(("theirs", "ours"), LINES.items())
 def test_a_name_of_others_gets_the_line_to_write(theirs, ours):
     with pytest.raises(TypeError) as caught:
-        eval(theirs, vars(mithril_opt).copy())
+        eval(theirs, namespace())
     assert f"Write {ours} instead of" in str(caught.value)
-    eval(ours.replace("SGD(...)", "SGD()"), vars(mithril_opt).copy())
+    assert "it takes" not in str(caught.value)
+    assert "counts in epochs" not in str(caught.value) or theirs.startswith("OneCycleLR")
+    eval(ours.replace("SGD(...)", "SGD()"), namespace())
 
 
 def test_a_name_that_nobody_knows():
@@ -52,6 +83,91 @@ def test_a_name_that_nobody_knows():
         AdamW(fused=True, lr=0.1)
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         StepLR(0.1)
+
+
+OWN = r"MixedPrecisionTrainer has no argument '\w+'; it takes model, .*hysteresis$"
+
+
+@pytest.mark.parametrize("key", ["scale_it", "min_scal", "betas", "fin_steps", "axis_name", "mode"])
+def test_a_name_that_is_near_none_gets_no_guess(key):
+    with pytest.raises(TypeError, match=OWN):
+        MixedPrecisionTrainer(None, SGD(), **{key: 2.0})
+
+
+def test_a_name_that_means_something_else_in_another_class():
+    for make in (AdamW, Adafactor, functools.partial(EMA, SGD())):
+        with pytest.raises(TypeError, match=r"has no argument 'alpha'; it takes [\w, ]*$"):
+            make(alpha=0.99)
+
+
+def test_a_name_with_another_meaning_is_no_misspelling():
+    for key, name in [("init_scale", "min_loss_scale"), ("min_lr", "max_lr"), ("beta1", "beta2"), ("epochs", "eps"),
+                      ("weight_decay_mask", "weight_decay"), ("beta", "beta1"), ("mode", "model"), ("no_decay", "decay"),
+                      ("min_learning_rate", "max_learning_rate"), ("factor", "backoff_factor"), ("decay", "decay_mask"),
+                      ("warmup_epochs", "warmup_steps"), ("lr", "r"), ("dacey", "decay")]:  # fmt: skip
+        assert not is_misspelt(key, name), key
+    for key in ("learnig_rate", "learningRate", "learning_rates", "laerning_rate", "learming_rate", "LEARNING_RATE"):
+        assert is_misspelt(key, "learning_rate"), key
+
+
+def test_what_is_required_is_in_the_line():
+    line = r"Write LinearWarmupScheduler\(warmup_steps=10, start_lr=..., end_lr=0.001\) instead of"
+    with pytest.raises(TypeError, match=line):
+        LinearWarmupScheduler(warmup=10, peak=1e-3)
+    with pytest.raises(TypeError, match=r"Adam\(learning_rate=LinearWarmupScheduler\(4, start_lr=..., end_lr=...\)\)"):
+        LinearWarmupScheduler(AdamW(), 4)
+    with pytest.raises(TypeError, match=r"'lr'; it takes learning_rate.*decay_mask$"):  # which is given already
+        SGD(0.1, lr=0.1)
+
+
+EPOCHS = {
+    "LinearWarmupScheduler(warmup_epochs=5, start_lr=0.0, end_lr=1.0)": (
+        "LinearWarmupScheduler(warmup_steps=5 * steps_per_epoch, start_lr=0.0, end_lr=1.0)"
+    ),
+    "CosineDecayLR(0.1, decay_epochs=5)": "CosineDecayLR(0.1, decay_steps=5 * steps_per_epoch)",
+    "OneCycleLR(max_lr=0.1, epochs=10)": "OneCycleLR(max_lr=0.1, total_steps=10 * steps_per_epoch)",
+    "WarmupStableDecayLR(0.1, num_warmup_epochs=1, num_stable_steps=2, num_decay_steps=3)": (
+        "WarmupStableDecayLR(0.1, num_warmup_steps=1 * steps_per_epoch, num_stable_steps=2, num_decay_steps=3)"
+    ),
+    "NoamLR(512, warmup_epochs=5)": "NoamLR(512, warmup_steps=5 * steps_per_epoch)",
+    "SWA(SGD(), start_epoch=3, every=5)": "SWA(SGD(...), start=3 * steps_per_epoch, every=5)",
+    "MultiStepLR(0.1, milestones_epochs=[3, 5])": None,
+    "StepLR(0.1, step_epochs=3)": None,
+    "ReduceLROnPlateau(0.1, epochs=3)": None,
+}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), EPOCHS.items())
+def test_epochs_are_not_taken_for_steps(theirs, ours):
+    with pytest.raises(TypeError) as caught:
+        eval(theirs, namespace())
+    name, said = theirs.partition("(")[0], str(caught.value)
+    assert f"PerEpoch({name}(...), steps_per_epoch=...) counts in epochs" in said or name == "SWA"
+    assert (f"Write {ours} instead of {name}" in said) if ours else ("Write" not in said and "it takes" in said)
+    if ours:
+        eval(ours.replace("SGD(...)", "SGD()"), namespace())
+
+
+def test_what_is_done_in_another_way_here():
+    for key in ("no_decay", "exclude_from_weight_decay"):
+        with pytest.raises(
+            TypeError, match=rf"AdamW has no argument '{key}'; decay_mask says .* decay_mask=lambda path, leaf:"
+        ):
+            AdamW(**{key: ["b"]})
+    with pytest.raises(TypeError, match=r"'max_grad_norm'; Clip\(optimizer, clip_norm=...\) around it clips the gradients$"):
+        AdamW(max_grad_norm=1.0)
+    with pytest.raises(TypeError, match=r"StepLR has no argument 'max_grad_norm'; it takes base_lr"):
+        StepLR(0.1, 30, max_grad_norm=1.0)
+
+
+def test_too_many_by_position():
+    line = r"only optimizer by position. Write Clip\(SGD\(...\), clip_norm=1.0\) or Clip\(SGD\(...\), clip_value=1.0\) instead"
+    with pytest.raises(TypeError, match=line):
+        Clip(SGD(), 1.0)
+    with pytest.raises(TypeError, match=r"Clip takes only optimizer by position, got 3 arguments$"):
+        Clip(SGD(), 1.0, 2.0)
+    with pytest.raises(TypeError, match=r"Accumulate takes only optimizer, every by position, got 3 arguments$"):
+        Accumulate(SGD(), 4, 5)
 
 
 @pytree

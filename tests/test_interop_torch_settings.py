@@ -1,5 +1,6 @@
 """The numbers and switches of PyTorch's parameter groups beside the rate and the weight decay."""
 
+import dataclasses
 import re
 
 import jax.numpy as jnp
@@ -16,9 +17,11 @@ from mithril_opt import (
     Adam,
     Adamax,
     AdamW,
+    CyclicLR,
     MultiOptimizer,
     Muon,
     NAdam,
+    OneCycleLR,
     RAdam,
     RMSProp,
     state_from_torch,
@@ -136,3 +139,33 @@ def test_what_only_torch_has():
     exec(str(caught.value).partition("this is the rate: ")[2], {"state_dict": falling})
     written = eval(re.search(r"write (.*), and", str(caught.value))[1], vars(mithril_opt))
     assert written.get_learning_rate(moved(written, falling)) == 0.25  # 0.5 / (1 + (5 − 1) 0.25), in the fifth update
+
+
+@pytest.mark.parametrize(
+    ("rule", "group", "schedule", "said"),
+    [
+        (AdamW, BETAS | {"amsgrad": False}, OneCycleLR(0.1, 10), "beta1=schedule.momentum_schedule(0.85, 0.95), beta2=0.99"),
+        (SGD, SGD_GROUP, CyclicLR(0.1, 1.0, 4), "momentum=schedule.momentum_schedule(0.8, 0.9)"),
+        (RMSProp, RMSPROP, CyclicLR(0.1, 1.0, 4), "momentum=schedule.momentum_schedule(0.8, 0.9)"),
+        (Muon, MUON, OneCycleLR(0.1, 10), "beta=schedule.momentum_schedule(0.85, 0.95)"),
+    ],
+)
+def test_a_momentum_that_was_scheduled_in_torch_gets_its_schedule(rule, group, schedule, said):
+    """Not its number at this very update."""
+    momentum, ends = schedule.momentum_schedule(), (0.85, 0.95) if isinstance(schedule, OneCycleLR) else (0.8, 0.9)
+    group = {**group, "base_momentum": ends[0], "max_momentum": ends[1], "lr": float(schedule(3))}
+    group |= {"betas": (float(momentum(3)), 0.99)} if "betas" in group else {"momentum": float(momentum(3))}
+    move = lambda optimizer: state_from_torch(optimizer, PARAMS, saved(group), ["w"], step=3)  # noqa: E731
+    with pytest.raises(ValueError, match=r"after 3 updates 'w' has \w+ = .* in PyTorch") as caught:
+        move(rule(learning_rate=schedule))
+    written = re.search(r"write (\w+\(.*\)), where schedule is its learning_rate, the OneCycleLR or", str(caught.value))[1]
+    assert written == f"{rule.__name__}({said})"
+    mended = eval(written, {**vars(mithril_opt), "schedule": schedule})
+    move(mended := dataclasses.replace(mended, learning_rate=schedule))
+    if rule is AdamW:  # a number that is not moved
+        with pytest.raises(ValueError, match=r"write AdamW\(beta2=0.99\)\. names"):
+            move(dataclasses.replace(mended, beta2=0.5))
+    assert mended.schedules.keys() & {"beta1", "momentum", "beta"}
+    del group["base_momentum"]
+    with pytest.raises(ValueError, match=r"write \w+\((beta1|momentum|beta)=0\.\d+"):
+        move(rule(learning_rate=schedule))

@@ -36,6 +36,7 @@ from mithril_opt import (
     clip_gradients,
     from_state_dict,
     layer_decay,
+    migrate,
     pytree,
     state_from_torch,
     state_shardings,
@@ -149,6 +150,37 @@ def test_the_memory_of_another_schedule():
             ours.update(PARAMS, PARAMS, theirs.init(PARAMS))
         with pytest.raises(ValueError, match="is another schedule's"):
             ours.observe(theirs.init(PARAMS), 1.0)
+
+
+@pytest.mark.parametrize("around", [lambda o: o, lambda o: MixedPrecisionTrainer(None, o), lambda o: Accumulate(o, every=2)])
+def test_a_state_without_the_memory_is_migrated(around):
+    that, this = around(SGD()), around(SGD(learning_rate=ReduceLROnPlateau(0.1)))
+    params, state = {"w": jnp.ones(2)}, that.init({"w": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"remembers nothing for .*\['learning_rate'\]: another optimizer made it") as caught:
+        this.observe(state, 1.0)
+    line = str(caught.value).partition("it. ")[2].partition(" starts them afresh")[0]
+    names = {"migrate": migrate, "state": state, "that": that, "this": this, "params": params}
+    exec(line, names)
+    this.observe(names["state"], 1.0)
+
+
+# What jax.value_and_grad returns.
+
+
+@pytest.mark.parametrize("params", [{"w": jnp.ones(2), "b": jnp.ones(3)}, jnp.ones(2), (jnp.ones(2), jnp.ones(3), jnp.ones(4))])
+@pytest.mark.parametrize("around", [lambda o: o, lambda o: MixedPrecisionTrainer(None, o)])
+def test_a_pair_in_the_place_of_the_gradients(params, around):
+    optimizer, loss = around(SGD()), jnp.float32(0.5)
+    state = optimizer.init(params)
+    for pair in ((loss, params), ((loss, {}), params)):
+        with pytest.raises(ValueError, match=r"looks like the pair \(loss, grads\), which jax.value_and_grad returns$"):
+            optimizer.update(params, pair, state)
+    with pytest.raises(ValueError, match=r"looks like the pair \(grads, aux\), which jax.grad returns with has_aux=True$"):
+        optimizer.update(params, (params, {"accuracy": loss}), state)
+    for neither in ((loss, loss), (params, loss, loss), [loss, params]):
+        with pytest.raises(ValueError, match="the parameter") as caught:
+            optimizer.update(params, neither, state)
+        assert "pair" not in str(caught.value)
 
 
 # Whose state it is.

@@ -149,4 +149,4 @@ def test_an_optimizer_in_the_first_place_gets_the_line_to_write(schedule):
             with pytest.raises(TypeError, match=line) as raised:
                 type(schedule)(*call)
             ours, theirs = line.search(str(raised.value)).groups()
-            assert ours == theirs
+            assert re.sub(r", \w+=\.\.\.", "", ours) == theirs  # what PyTorch's call lacks

@@ -144,9 +144,9 @@ PORTED = [
         r"=SequentialLR\(\[StepLR\(...\), StepLR\(...\)\], milestones=\[20\]\)\) instead of SequentialLR\(optimizer, ",
     ),
     (lambda: ChainedScheduler([StepLR(0.1, 3)], optimizer=SGD()), r"=ChainedScheduler\(\[StepLR\(...\)\]\)\) instead"),
-    (lambda: ChainedScheduler(SGD()), r"=ChainedScheduler\(\)\) instead of ChainedScheduler\(optimizer\)"),
+    (lambda: ChainedScheduler(SGD()), r"=ChainedScheduler\(schedulers=...\)\) instead of ChainedScheduler\(optimizer\)"),
     (lambda: StepLR(optax.sgd(0.1), 30), r"=StepLR\(0.001, 30\)\) instead"),
-    (lambda: PerEpoch(SGD(), 30), r"=PerEpoch\(30\)\) instead of PerEpoch\(optimizer, 30\)"),
+    (lambda: PerEpoch(SGD(), 30), r"=PerEpoch\(30, steps_per_epoch=...\)\) instead of PerEpoch\(optimizer, 30\)"),
 ]
 
 

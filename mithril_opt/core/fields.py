@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mithril_opt.core.decay_rate import DecayRate
+from mithril_opt.core.foreign_values import hint_for_number
 from mithril_opt.core.typing import Axes, Scalar
 
 if TYPE_CHECKING:
@@ -94,10 +95,7 @@ class Number:
     def _check_value(self, value: Any, where: str, alternative: str) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             found = f"{shown(value)} of type {type(value).__name__}"
-            hint = "; an optimizer does not hold the parameters" if isinstance(value, dict | list | tuple) else ""
-            if isinstance(value, list | tuple) and all(isinstance(one, int | float) for one in value):
-                hint = "; each number is an argument of its own, beta1=0.9, beta2=0.999"
-            raise TypeError(f"{where} must be {self.expected}{alternative}, got {found}{hint}")
+            raise TypeError(f"{where} must be {self.expected}{alternative}, got {found}{hint_for_number(value)}")
         if not (
             self.minimum <= value <= self.maximum
             and self.above < value

@@ -1,89 +1,128 @@
 """Calls written the way PyTorch's and optax's are: they get the line to write."""
 
-import dataclasses
-import difflib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-import jax
+from mithril_opt.core.foreign_names import ADVICE, in_steps, ours
+from mithril_opt.core.foreign_values import ANY_NUMBER, PARAMS, are_params, call, is_optimizer, own_arguments, written
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-
-# What others call the arguments of an optimizer, a schedule or a wrapper, and what they may be called here.
-NAMES = {
-    "lr": ("learning_rate", "base_lr", "max_lr"),
-    "learning_rate": ("base_lr", "max_lr"),
-    "b1": ("beta1",),
-    "b2": ("beta2",),
-    "eps": ("epsilon",),
-    "alpha": ("decay",),
-    "wd": ("weight_decay",),
-    "mask": ("decay_mask",),
-    "max_norm": ("clip_norm",),
-    "every_k_schedule": ("every",),
-}
-BETAS = ("beta1", "beta2", "beta3")
+Found = dict[str, dict[str, str] | None]
 
 
-def refuse_other_names(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raise a TypeError with the line to write if keywords of `cls(*args, **kwargs)` are none of its own, but PyTorch's or
-    optax's names for them, or misspelt."""
-    own = inspect.signature(cls.__init__).parameters
-    unknown = [key for key in kwargs if key not in own]
-    if not unknown or any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+class Call(NamedTuple):
+    """A call of the class `name`, whose arguments are `own`."""
+
+    name: str
+    own: Mapping[str, inspect.Parameter]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def unknown(self) -> dict[str, Any]:
+        """The keywords that the class does not have."""
+        return {key: value for key, value in self.kwargs.items() if key not in self.own}
+
+    @property
+    def free(self) -> list[str]:
+        """The arguments that are not given."""
+        return [key for key in [*self.own][len(self.args) :] if key not in self.kwargs]
+
+    @property
+    def holds_params(self) -> bool:
+        """Whether the parameters stand in the place of the learning rate."""
+        return bool(self.args) and next(iter(self.own)) == "learning_rate" and are_params(self.args[0])
+
+    def with_named(self, new: Mapping[str, str]) -> str:
+        """The line to write, with `new` for the keywords that are unknown."""
+        known = {key: written(value) for key, value in self.kwargs.items() if key in self.own}
+        return call(self.name, self.own, [*map(written, self.args)], known | {**new})
+
+    def __str__(self) -> str:
+        named = [f"{key}={written(value)}" for key, value in self.kwargs.items()]
+        return f"{self.name}({', '.join([*map(written, self.args), *named])})"
+
+
+def refuse_other_names(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any], epochs: str = "") -> None:
+    """Raise a TypeError with the line to write if `cls(*args, **kwargs)` has too many arguments by position, or keywords that
+    are none of its own, but PyTorch's or optax's names for them, or misspelt.
+
+    Args:
+        epochs: what counts in epochs, for a class that counts in steps.
+    """
+    own = own_arguments(cls)
+    if any(parameter.kind in ANY_NUMBER for parameter in own.values()):
         return
-    name, ours = cls.__name__, [*own][1:]
-    renamed = {new: value for key, given in kwargs.items() for new, value in _renamed(key, given, ours)}
-    known = {key: value for key, value in renamed.items() if key in ours}
-    rest = [key for key in renamed if key not in ours]
-    takes = f"; it takes {', '.join(ours)}" if rest else ""
-    line = f". Write {_call(name, args, known)} instead of {_call(name, args, kwargs)}" if rest != unknown else ""
-    raise TypeError(f"{name} has no argument {', '.join(map(repr, unknown))}{takes}{line}")
+    given = Call(cls.__name__, own, args, kwargs)
+    _refuse_surplus(given)
+    if given.unknown:
+        raise TypeError(_said_of_names(given, epochs))
 
 
-def _renamed(key: str, value: Any, ours: Collection[str]) -> Iterable[tuple[str, Any]]:
-    if key == "betas" and key not in ours and isinstance(value, tuple | list):
-        return zip(BETAS, value, strict=False)
-    likely = [key, *NAMES.get(key, ()), *difflib.get_close_matches(key, ours, 1)]
-    return [(next((name for name in likely if name in ours), key), value)]
+def _refuse_surplus(given: Call) -> None:
+    places = [key for key, parameter in given.own.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+    surplus, fitting = given.args[len(places) :], given._replace(args=given.args[: len(places)])
+    if not surplus:
+        return
+    lines = [fitting.with_named({key: written(surplus[0])}) for key in fitting.free] if len(surplus) == 1 else []
+    line = f". Write {' or '.join(lines)} instead of {given}" if lines else f", got {len(given.args)} arguments"
+    raise TypeError(f"{given.name} takes only {', '.join(places)} by position{line}")
 
 
-def _call(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    return f"{name}({', '.join([*map(_shown, args), *(f'{key}={_shown(value)}' for key, value in kwargs.items())])})"
+def _said_of_names(given: Call, epochs: str) -> str:
+    fitting = given._replace(args=given.args[given.holds_params :])
+    found = {key: ours(given.name, key, value, fitting.free) for key, value in given.unknown.items()} | _in_steps(fitting)
+    unknown = [key for key, new in found.items() if new is None]
+    advice = {key: text for key in unknown for needed, text in [ADVICE.get(key, ("", ""))] if needed in given.own}
+    notes = [
+        *([f"it takes {', '.join(given.own)}"] if unknown != [*advice] else []),
+        *([PARAMS] if given.holds_params else []),
+        *dict.fromkeys(advice.values()),
+        *([epochs] if epochs and any(_is_in_epochs(given, key) for key in given.unknown) else []),
+    ]
+    new = {name: text for names in found.values() if names is not None for name, text in names.items()}
+    line = f". Write {fitting.with_named(new)} instead of {given}" if len(unknown) < len(found) else ""
+    return "; ".join([f"{given.name} has no argument {', '.join(map(repr, found))}", *notes]) + line
+
+
+def _in_steps(given: Call) -> Found:
+    """What to write for the numbers that are given in epochs."""
+    each = written(given.kwargs["steps_per_epoch"]) if "steps_per_epoch" in given.unknown else "steps_per_epoch"
+    names = {key: in_steps(given.name, key, given.free) for key in given.unknown if _is_in_epochs(given, key)}
+    numbers = {key: name for key, name in names.items() if name and isinstance(given.kwargs[key], int | float)}
+    found: Found = {key: {name: f"{written(given.kwargs[key])} * {each}"} for key, name in numbers.items()}
+    return found | {"steps_per_epoch": {}} if found and each != "steps_per_epoch" else found
+
+
+def _is_in_epochs(given: Call, key: str) -> bool:
+    return "epoch" in key and key not in ("steps_per_epoch", "last_epoch") and not any("epoch" in name for name in given.own)
 
 
 def refuse_optimizer(
-    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, position: int = 0, takes_rate: bool = True
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], position: int = 0, takes_rate: bool = True
 ) -> None:
-    """Raise a TypeError with the line to write if `name(*args, **kwargs)` was called the way PyTorch's schedulers are, with an
-    optimizer among the arguments.
+    """Raise a TypeError with the line to write if `function(*args, **kwargs)` was called the way PyTorch's schedulers are, with
+    an optimizer among the arguments.
 
     Args:
         position: where the optimizer stands in such a call.
         takes_rate: whether we take there the rate, which PyTorch's scheduler finds in the optimizer.
     """
-    if not any(_is_optimizer(value) for value in (*args, *kwargs.values())):
+    if not any(is_optimizer(value) for value in (*args, *kwargs.values())):
         return
-    positional = [_shown(value) for value in args if not _is_optimizer(value)]
-    named = {key: _shown(value) for key, value in kwargs.items() if key != "last_epoch" and not _is_optimizer(value)}
-    before = ", ".join(positional[:position])
-    after = ", ".join([*positional[position:], *(f"{key}={value}" for key, value in named.items())])
-    ours = [before, "0.001" if takes_rate and "base_lr" not in named else "", after]
+    positional = [written(value) for value in args if not is_optimizer(value)]
+    named = {key: written(value) for key, value in kwargs.items() if key != "last_epoch" and not is_optimizer(value)}
+    before, after = positional[:position], positional[position:]
+    rate = ["0.001"] if takes_rate and "base_lr" not in named else []
+    line = call(function.__name__, own_arguments(function), [*before, *rate, *after], named)
+    theirs = ", ".join([*before, "optimizer", *after, *(f"{key}={value}" for key, value in named.items())])
     raise TypeError(
-        f"{name} takes numbers, not an optimizer: the schedule is given to the optimizer. Write "
-        f"Adam(learning_rate={name}({', '.join(filter(None, ours))})) instead of "
-        f"{name}({', '.join(filter(None, [before, 'optimizer', after]))})"
+        f"{function.__name__} takes numbers, not an optimizer: the schedule is given to the optimizer. Write "
+        f"Adam(learning_rate={line}) instead of {function.__name__}({theirs})"
     )
-
-
-def _is_optimizer(value: Any) -> bool:
-    """Whether `value` is an optimizer of this library, of PyTorch or of optax: it has a method `update` or `step`."""
-    if callable(value) or isinstance(value, jax.Array | Mapping | Set):  # if these have an `update`, it is something else
-        return False
-    return callable(getattr(value, "update", None)) or callable(getattr(value, "step", None))
 
 
 def no_optimizer(position: int = 0) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
@@ -92,23 +131,9 @@ def no_optimizer(position: int = 0) -> Callable[[Callable[Arguments, Result]], C
     def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         @functools.wraps(function)
         def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-            refuse_optimizer(function.__name__, args, kwargs, position=position)
+            refuse_optimizer(function, args, kwargs, position=position)
             return function(*args, **kwargs)
 
         return checked
 
     return decorate
-
-
-def _shown(value: Any) -> str:
-    """An argument as one would write it; what is long or has no name as `...`."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]"
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_shown, value))})"
-    if dataclasses.is_dataclass(value):  # a schedule
-        return f"{type(value).__name__}(...)"
-    if isinstance(value, bool | int | float | str | None):
-        return repr(value)
-    name = getattr(value, "__name__", "")
-    return name if name.isidentifier() else "..."

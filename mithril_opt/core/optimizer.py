@@ -7,6 +7,7 @@ The second is the same for all: it checks its arguments, asks for the updates, a
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self, final
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from mithril_opt.core.fields import is_static, rule_of, shown
 from mithril_opt.core.foreign_calls import refuse_other_names
+from mithril_opt.core.foreign_methods import OF_OPTIMIZER, Elsewhere
 from mithril_opt.core.hooks import Hooks
 from mithril_opt.core.numerics import scalar_f32
 from mithril_opt.core.pytree import check_decorated, check_numbers, numbers_are_sound, set_field, with_fields
@@ -25,7 +27,7 @@ from mithril_opt.core.updates import apply_updates
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer(Hooks, abc.ABC):
+class Optimizer(Hooks, Elsewhere, abc.ABC):
     """A rule that turns parameters, gradients and a state into new parameters and a new state.
 
     Subclass it, with `@pytree`, for a rule that looks at the whole tree at once, and define `init` and `compute_updates`;
@@ -50,6 +52,7 @@ class Optimizer(Hooks, abc.ABC):
         Array([2.4, 3.2], dtype=float32)
     """
 
+    elsewhere: ClassVar[Mapping[str, str]] = OF_OPTIMIZER
     # Whether a step moves every element by about the learning rate, and whether it is the same for larger gradients.
     unit_steps: ClassVar[bool] = False
     scale_free: ClassVar[bool] = False

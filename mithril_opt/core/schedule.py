@@ -16,7 +16,8 @@ A schedule of the count alone defines `value` and inherits the rest. A schedule 
 """
 
 import dataclasses
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ import numpy as np
 from mithril_opt.core.decay_rate import DecayRate
 from mithril_opt.core.fields import shown, static
 from mithril_opt.core.foreign_calls import refuse_optimizer, refuse_other_names
+from mithril_opt.core.foreign_methods import OF_SCHEDULE, Elsewhere
+from mithril_opt.core.foreign_values import hint_for_schedule
 from mithril_opt.core.pytree import check_decorated, check_numbers, pytree
 from mithril_opt.core.typing import Array, PyTree
 
@@ -32,7 +35,7 @@ MAX_STEP = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class Schedule(Elsewhere):
     """A number as a function of the step count. Subclass it with `@pytree` and define `value`.
 
     Example:
@@ -46,12 +49,14 @@ class Schedule:
         0.10000000149011612
     """
 
+    elsewhere: ClassVar[Mapping[str, str]] = OF_SCHEDULE
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         check_decorated(cls)
         # Before __init__, which would only complain about the number of arguments.
         names = {field.name for field in dataclasses.fields(cls)}
-        refuse_optimizer(cls.__name__, args, kwargs, takes_rate="base_lr" in names and "max_lr" not in names)
-        refuse_other_names(cls, args, kwargs)
+        refuse_optimizer(cls, args, kwargs, takes_rate="base_lr" in names and "max_lr" not in names)
+        refuse_other_names(cls, args, kwargs, f"PerEpoch({cls.__name__}(...), steps_per_epoch=...) counts in epochs")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -151,11 +156,12 @@ def as_schedule(value: Any) -> Any:
     return Function(value) if jax.tree.structure(value) == jax.tree.structure(0.0) else PytreeFunction(value)
 
 
-def require_schedule(owner: Any, value: Any) -> Schedule:
-    """`value` as a schedule; a TypeError that names `owner` if it is no callable."""
+def require_schedule(owner: Any, value: Any, of_number: str = "lambda step: {}") -> Schedule:
+    """`value` as a schedule; a TypeError that names `owner` if it is no callable, with the line `of_number` for a number."""
     value = as_schedule(value)
     if not isinstance(value, Schedule):
-        raise TypeError(f"{type(owner).__name__} takes a schedule or a function of the step, got {shown(value)}")
+        name, hint = type(owner).__name__, hint_for_schedule(value, of_number)
+        raise TypeError(f"{name} takes a schedule or a function of the step, got {shown(value)}{hint}")
     return value
 
 
@@ -188,8 +194,8 @@ def known_memories(optimizer: Any, memories: PyTree) -> PyTree:
     fresh = fresh_memories(optimizer)
     if missing := sorted(fresh.keys() - memories.keys()):
         raise ValueError(
-            f"{type(optimizer).__name__}: the state remembers nothing for the metric-driven schedules {missing}; "
-            "state._replace(schedules=optimizer.init(params).schedules) starts them afresh"
+            f"{type(optimizer).__name__}: the state remembers nothing for the metric-driven schedules {missing}: another "
+            "optimizer made it. state, report = migrate(state, that, params, this, params) starts them afresh"
         )
     for name, memory in fresh.items():
         if jax.tree.structure(memory) != jax.tree.structure(memories[name]):

@@ -112,7 +112,7 @@ def agree(params: PyTree, grads: PyTree, names: tuple[str, str] = ("parameter", 
     pairs = list(zip(leaves, aligned(params, grads, names), strict=True))
     fits = [_fitting(param, grad) for param, grad in pairs]
     if not all(fits):
-        raise ValueError(_first_misfit(params, pairs, fits.index(False), *names))
+        raise ValueError(_first_misfit(params, pairs, fits.index(False), *names) + _of_a_pair(params, grads, names[1]))
     return structure.unflatten([grad if trains(param) else None for param, grad in pairs])
 
 
@@ -126,7 +126,25 @@ def aligned(params: PyTree, tree: PyTree, names: tuple[str, str]) -> list[Any]:
     try:
         return jax.tree.structure(params).flatten_up_to(tree)
     except ValueError:
-        raise ValueError(_first_difference(params, tree, *names)) from None
+        raise ValueError(_first_difference(params, tree, *names) + _of_a_pair(params, tree, names[1])) from None
+
+
+def _of_a_pair(params: PyTree, grads: PyTree, grad: str) -> str:
+    """What `grads` are if they are a pair of which one part fits, as the end of a message."""
+    if "gradient" not in grad or type(grads) is not tuple or len(grads) != 2:
+        return ""
+    if _fits(params, grads[0]) == _fits(params, grads[1]):
+        return ""
+    second = "(loss, grads), which jax.value_and_grad returns"
+    first = "(grads, aux), which jax.grad returns with has_aux=True"
+    return f"; this looks like the pair {second if _fits(params, grads[1]) else first}"
+
+
+def _fits(params: PyTree, tree: PyTree) -> bool:
+    try:
+        return all(map(_fitting, jax.tree.leaves(params), jax.tree.structure(params).flatten_up_to(tree)))
+    except ValueError:
+        return False
 
 
 def _fitting(param: Any, grad: Any) -> bool:

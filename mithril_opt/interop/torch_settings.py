@@ -75,9 +75,19 @@ def check_fields(kept: Mapping[str, Kept], updates: list[Next], count: int) -> N
         names, wanted = _differing(own.rule, kept[own.path].group)
         if wanted:
             ours = ", ".join(f"{field} = {_shown(getattr(own.rule, field))}" for field in wanted)
-            fields = ", ".join(f"{field}={_shown(value)}" for field, value in wanted.items())
-            write = f": write {type(own.rule).__name__}({fields})"
+            write = f": write {_call(own.rule, wanted, kept[own.path].group)}"
             raise ValueError(_difference(own, names, ours, kept, updates, count, write))
+
+
+def _call(rule: Optimizer, wanted: Mapping[str, Any], group: Mapping[str, Any]) -> str:
+    """The rule with the numbers `wanted`; the momentum, or β₁, as a schedule where PyTorch's scheduler has left its ends."""
+    numbers, after = {field: _shown(value) for field, value in wanted.items()}, ""
+    ends = [_shown(group[name]) for name in ("base_momentum", "max_momentum") if name in group]
+    cycled = [field for field, source in counterpart(rule).fields.items() if field == "beta1" or source == "momentum"]
+    for field in set(cycled) & set(wanted) if len(ends) == 2 else ():
+        numbers[field] = f"schedule.momentum_schedule({', '.join(ends)})"
+        after = ", where schedule is its learning_rate, the OneCycleLR or CyclicLR that moves both"
+    return f"{type(rule).__name__}({', '.join(f'{field}={value}' for field, value in numbers.items())}){after}"
 
 
 def _differing(rule: Optimizer, group: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:

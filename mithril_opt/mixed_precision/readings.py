@@ -2,9 +2,11 @@
 
 import abc
 import math
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 from mithril_opt.core.foreign_calls import refuse_other_names
+from mithril_opt.core.foreign_methods import OF_TRAINER, Elsewhere
 from mithril_opt.core.numerics import scalar_f32
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.tree import leaves_with_paths, trained
@@ -14,9 +16,10 @@ from mithril_opt.mixed_precision.loss_scale import LossScale, LossScaleStuckErro
 from mithril_opt.wrappers.words import of_a_window, scale_does_not_matter
 
 
-class Readings(abc.ABC):
+class Readings(Elsewhere, abc.ABC):
     """The methods of a trainer that read its state. They take the trainer's, and hand the optimizer's to the optimizer."""
 
+    elsewhere: ClassVar[Mapping[str, str]] = OF_TRAINER
     optimizer: Optimizer
     clip_norm: Any
 

@@ -74,7 +74,7 @@ class Switch(StatefulWrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        set_field(self, "on", require_schedule(self, self.on))
+        set_field(self, "on", require_schedule(self, self.on, "on=lambda step: step >= {}"))
         if self.on.init() is not None:
             raise ValueError(f"Switch: on cannot follow a metric, got {shown(self.on)}")
         if self.optimizer.window_length not in (None, 1):
