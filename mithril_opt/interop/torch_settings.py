@@ -114,10 +114,13 @@ def _difference(
     """What is said of a parameter for which PyTorch's settings `names` are not `ours`."""
     row = kept[own.path]
     theirs = ", ".join(f"{name} = {_shown(row.group[name])}" for name in names)
-    skips = ", and a step that GradScaler skips moves PyTorch's scheduler alone: write lambda step: schedule(step + skipped)"
+    of_rates = (
+        ", the state is saved after scheduler.step(), the schedule is that of PyTorch, its length included, and a step that "
+        "GradScaler skips moves PyTorch's scheduler alone: write lambda step: schedule(step + skipped)"
+    )
     return (
         f"after {count} updates {own.path!r} has {theirs} in PyTorch, but {ours} in the next update here{write}. names follow "
-        f"the order of the parameter groups{skips if 'lr' in names else ''}. {_several(names, kept, updates)}"
+        f"the order of the parameter groups{of_rates if 'lr' in names else ''}. {_several(names, kept, updates)}"
         f"If it shall change from here on{_way_on(names, row, counterpart(own.rule))}"
     )
 
