@@ -47,6 +47,7 @@ from mithril_opt import (
     layer_decay,
     pytree,
 )
+from mithril_opt.tools.plan import the_leaves
 
 MATRICES = {"decay_mask": lambda path, leaf: jnp.ndim(leaf) == 2}
 WARMUP = LinearWarmupScheduler(10, 0.0, 0.1, after_scheduler=CosineDecayLR(0.1, decay_steps=90, min_lr=0.01))
@@ -374,7 +375,81 @@ def test_a_switch_has_its_own_steps():
     table = explain(optimizer, MATRIX, 100)
     assert rows(table)["w"]["end"] == pytest.approx(0.04)
     assert warnings(table) == ["the rate still rises when the run ends: its warm-up is longer than the run"]
-    assert sentences(table)[0].startswith("all parameters: on where <function")
+
+
+def ramp(step):
+    return 0.5 + step / 64
+
+
+def sometimes(step):
+    return (step >= 5) & (step % 3 != 0)
+
+
+HELD = ConstantLR(1.0, factor=0.0, total_iters=20)
+INNER = SGD(learning_rate=LinearWarmupScheduler(10, 0.0, 0.125, CosineDecayLR(0.125, decay_steps=40)))
+TWO = MultiOptimizer({"a": Switch(ScaleRate(INNER, {"a": ramp}), on=lambda step: step >= 10), "b": INNER}, {"a": "a", "b": "b"})
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(ScaleRate(Switch(INNER, on=lambda step: step >= 10), {"a": HELD, "b": ramp}), id="around"),
+        pytest.param(ScaleRate(TWO, {"a": ramp, "b": HELD}), id="groups"),
+        pytest.param(Switch(ScaleRate(INNER, {"a": HELD, "b": ramp}), on=sometimes), id="inside", marks=pytest.mark.slow),
+        pytest.param(
+            Switch(EMA(ScaleRate(Switch(INNER, on=sometimes), {"a": ramp})), on=sometimes), id="between", marks=pytest.mark.slow
+        ),
+        pytest.param(Switch(TWO, on=sometimes), id="switched groups", marks=pytest.mark.slow),
+    ],
+)
+def test_the_rates_are_those_of_a_run(optimizer):
+    params = {"a": jnp.float32(0.0), "b": jnp.float32(0.0)}
+    grads = {"a": jnp.float32(-1.0), "b": jnp.float32(-1.0)}
+
+    def step(carry, _):
+        new, state = optimizer.update(*carry[:1], grads, carry[1])
+        return (jax.tree.map(jnp.zeros_like, new), state), new
+
+    _, moved = jax.lax.scan(step, (params, optimizer.init(params)), length=50)
+    for leaf in the_leaves(optimizer, params, 50):
+        explained = np.zeros(50)
+        explained[leaf.plan.made[:-1]] = leaf.rates[:-1]
+        np.testing.assert_allclose(explained, moved[leaf.path], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        (lambda step: step >= 40, "on from update 40"),
+        (lambda step: (step >= 40) & (step < 60), "on in updates 40 to 59"),
+        (lambda step: step < 40, "on until update 40"),
+        (lambda step: (step - 1) % 4, "on in 75 of 100 updates, first in update 0"),
+        (lambda step: step < 0, "off throughout"),
+    ],
+)
+def test_when_a_switch_is_on(on, said):
+    assert sentences(explain(Switch(SGD(), on), MATRIX, 100)) == [f"all parameters: {said}"]
+
+
+def test_a_switch_inside_another_is_on_in_updates_of_the_run():
+    optimizer = Switch(Switch(SGD(), on=lambda step: step >= 10), on=lambda step: step >= 40)
+    assert sentences(explain(optimizer, MATRIX, 100)) == [
+        "all parameters: on from update 40",
+        "all parameters: on from update 50",
+    ]
+    found = warnings(explain(Switch(Switch(SGD(), on=lambda step: step < 60), on=lambda step: step >= 40), MATRIX, 100))
+    assert found == ["Switch of all parameters has no effect: it is on throughout the run"]
+    assert warnings(explain(Switch(Lookahead(SGD()), on=lambda step: step < 0), MATRIX, 100)) == ["nothing trains"]
+
+
+def test_when_a_factor_is_zero():
+    said = lambda factor: sentences(explain(ScaleRate(SGD(), factor), {"a": jnp.ones(2), "b": jnp.ones(2)}, 100))  # noqa: E731
+    assert said({"a": ConstantLR(1.0, factor=0.0, total_iters=40)}) == ["a: rate times a schedule, 0 until update 40"]
+    assert said({"a": lambda step: step < 40}) == ["a: rate times a schedule, 0 from update 40"]
+    assert said(lambda path, leaf: lambda step: 1.0 + step / 99) == [
+        "all parameters: rate times a schedule, 1 at the start and 2 at the end"
+    ]
+    assert not said({"a": 0.5})
 
 
 # Wrappers without effect.
@@ -476,7 +551,9 @@ def test_nothing_trains(make, params):
 
 
 def test_a_switch_that_is_never_on():
-    assert "nothing trains" in warnings(explain(Switch(SGD(), on=lambda step: step >= 100), MATRIX, 100))
+    table = explain(Switch(AdamW(), on=lambda step: step >= 100), MATRIX, 100)
+    assert [rows(table)["w"][name] for name in ("rate at start", "peak", "end", "decay")] == [0.0] * 4
+    assert warnings(table) == ["nothing trains"]
     assert "nothing trains" not in warnings(explain(Switch(SGD(), on=lambda step: step >= 99), MATRIX, 100))
 
 

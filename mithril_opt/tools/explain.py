@@ -13,7 +13,8 @@ from mithril_opt.core.schedule import Schedule
 from mithril_opt.core.table import Table
 from mithril_opt.core.tree import leaves_with_paths, listed
 from mithril_opt.core.typing import PyTree
-from mithril_opt.tools.plan import Leaf, Plan, sentences, the_leaves, wrappers_without_effect
+from mithril_opt.tools.around import sentences, wrappers_without_effect
+from mithril_opt.tools.plan import Leaf, Plan, the_leaves
 from mithril_opt.wrappers.round import Round
 from mithril_opt.wrappers.schedule_free import ScheduleFree
 
@@ -66,7 +67,7 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     others = [path for path, _ in leaves_with_paths(params) if path not in known]
     footer = [f"{count:,} parameters, {size:,} bytes of state, {total_steps:,} steps"]
     footer += [f"not trained: {listed(others)}"] if others else []
-    warnings = [f"warning: {text}" for text in _warnings(leaves, total_steps)]
+    warnings = [f"warning: {text}" for text in _warnings(leaves)]
     misspelt = no_leaf(optimizer.unmatched(params))
     return Table(COLUMNS, tuple(rows), (*footer, *sentences(leaves), *warnings, *misspelt))
 
@@ -74,7 +75,8 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
 def _row(leaf: Leaf) -> tuple[Any, ...]:
     rates = (None, None, None)
     if leaf.rates is not None:
-        rates = float(leaf.rates[0]), float(leaf.rates[:-1].max()), float(leaf.rates[-2])
+        made = leaf.rates[:-1] if leaf.plan.updates else np.zeros(1)
+        rates = float(made[0]), float(made.max()), float(made[-1])
     array, plan = leaf.array, leaf.plan
     what = (leaf.path, jnp.shape(array), str(jnp.result_type(array)), plan.group or "-", type(plan.owner).__name__)
     return (*what, *rates, _decay(leaf), leaf.state_bytes)
@@ -85,10 +87,10 @@ def _decay(leaf: Leaf) -> float | None:
     return None if decays is None else max(map(leaf.plan.largest, decays), default=0.0)
 
 
-def _warnings(leaves: list[Leaf], total_steps: int) -> Iterator[str]:
+def _warnings(leaves: list[Leaf]) -> Iterator[str]:
     for plan in {id(leaf.plan): leaf.plan for leaf in leaves}.values():
         yield from _warnings_of_plan(plan)
-    yield from wrappers_without_effect(leaves, total_steps)
+    yield from wrappers_without_effect(leaves)
     yield from _masks_without_effect(leaves)
     if not any(leaf.trains for leaf in leaves):
         yield "nothing trains"
@@ -96,7 +98,7 @@ def _warnings(leaves: list[Leaf], total_steps: int) -> Iterator[str]:
 
 
 def _warnings_of_plan(plan: Plan) -> Iterator[str]:
-    if plan.rates is None:
+    if plan.rates is None or not plan.updates:
         return
     whose = f"the rate of group {plan.group!r}" if plan.group else "the rate"
     if plan.rates[-1] > plan.rates[:-1].max():
