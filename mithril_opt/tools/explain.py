@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.patterns import no_leaf
 from mithril_opt.core.pytree import with_fields
 from mithril_opt.core.schedule import Schedule
+from mithril_opt.core.state import is_state
 from mithril_opt.core.table import Table
 from mithril_opt.core.tree import leaves_with_paths, listed
 from mithril_opt.core.typing import PyTree
+from mithril_opt.mixed_precision.readings import Readings
 from mithril_opt.tools.around import sentences, wrappers_without_effect
 from mithril_opt.tools.plan import Leaf, Plan, the_leaves
 from mithril_opt.wrappers.round import Round
@@ -44,6 +47,7 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     Raises:
         ValueError: `total_steps` is no such number of updates, the groups of a `MultiOptimizer` do not fit the parameters, or a
             number of `optimizer` is an array of some shape, as in a sweep.
+        TypeError: `optimizer` is none, or `params` are an optimizer or a state.
 
     Example:
         >>> import jax.numpy as jnp
@@ -58,6 +62,7 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
         all parameters: eval_params are their moving average, decay 0.999
         warning: a bias or a norm scale should not decay: bias
     """
+    _check_arguments(optimizer, params)
     if isinstance(total_steps, bool) or not isinstance(total_steps, int | np.integer) or not 1 <= total_steps < 2**31:
         raise ValueError(f"total_steps must be an integer from 1 to 2147483647, got {total_steps!r}")
     total_steps = int(total_steps)
@@ -70,6 +75,20 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     warnings = [f"warning: {text}" for text in _warnings(leaves)]
     misspelt = no_leaf(optimizer.unmatched(params))
     return Table(COLUMNS, tuple(rows), (*footer, *sentences(leaves), *warnings, *misspelt))
+
+
+def _check_arguments(optimizer: Any, params: PyTree) -> None:
+    takes = "explain takes (optimizer, params, total_steps)"
+    if _is_optimizer(params):
+        raise TypeError(f"{takes}, but its second argument is an optimizer, {type(params).__name__}")
+    if any(map(is_state, jax.tree.leaves(params, is_leaf=is_state))):
+        raise TypeError(f"{takes}, but its second argument is, or holds, a state, and no parameters")
+    if not _is_optimizer(optimizer):
+        check_optimizer("explain: optimizer", optimizer)
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, Optimizer | Readings)
 
 
 def _row(leaf: Leaf) -> tuple[Any, ...]:

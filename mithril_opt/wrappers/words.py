@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from mithril_opt.core.fields import shown
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.schedule import Schedule
 
@@ -18,7 +19,7 @@ def evenly(total_steps: int) -> np.ndarray:
 
 def in_digits(number: Any) -> str:
     """A number in a few digits, a schedule as it prints."""
-    return repr(number) if isinstance(number, Schedule) else f"{float(number):g}"
+    return shown(number) if isinstance(number, Schedule) else f"{float(number):g}"
 
 
 def constant(number: Any) -> float | None:
