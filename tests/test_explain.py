@@ -17,11 +17,18 @@ from mithril_opt import (
     AdamW,
     AddNoise,
     CentralizeGradients,
+    ChainedScheduler,
     Clip,
     ConstantLR,
     CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CosineCyclesLR,
     CosineDecayLR,
+    CosineHardRestartsLR,
+    CyclicLR,
+    ExponentialLR,
     Frozen,
+    InverseSqrtLR,
     LambdaLR,
     LeafOptimizer,
     LinearLR,
@@ -30,8 +37,12 @@ from mithril_opt import (
     Lookahead,
     MixedPrecisionTrainer,
     MultiOptimizer,
+    MultiStepLR,
     Muon,
+    NoamLR,
+    OneCycleLR,
     PerEpoch,
+    PolynomialLR,
     Quantize,
     Record,
     ReduceLROnPlateau,
@@ -43,6 +54,7 @@ from mithril_opt import (
     SequentialLR,
     StepLR,
     Switch,
+    WarmupStableDecayLR,
     explain,
     from_optax,
     layer_decay,
@@ -629,3 +641,96 @@ def test_an_abstract_model_and_a_trainer_with_everything():
     table = explain(MixedPrecisionTrainer(None, optimizer), abstract, 100)
     assert rows(table)["w"]["state bytes"] == 4 * 4 * 4 * 4  # mu, nu, the mean of gradients, the average
     assert len(sentences(table)) == 4
+
+
+# A schedule for a shorter run.
+
+
+def after_five(schedule):
+    return LinearWarmupScheduler(5, 0.0, 0.1, schedule)
+
+
+REMEDY = "a schedule in epochs needs PerEpoch(schedule, steps_per_epoch), or its numbers times the steps per epoch"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "found"),
+    [
+        (after_five(CosineDecayLR(0.1, 95)), "is 0 from update 100 of 10,000 on"),
+        (lambda step: 0.1 * (step < 5000), "is 0 from update 5,000 of 10,000 on"),
+        (StepLR(0.1, 30), "is less than a millionth of its peak from update 180 of 10,000 on"),
+        (ExponentialLR(0.1, 0.99), "is less than a millionth of its peak from update 1,375 of 10,000 on"),
+        (MultiStepLR(0.1, [30, 60, 80]), "stays at 0.0001 from update 80 of 10,000 on, after a peak of 0.1"),
+        (after_five(CosineDecayLR(0.1, 95, min_lr=0.01)), "stays at 0.01 from update 100 of 10,000 on, after a peak of 0.1"),
+        (OneCycleLR(0.1, 100), "stays at 4e-07 from update 99 of 10,000 on, after a peak of 0.1"),
+        (CosineAnnealingLR(0.1, T_max=100), "falls and rises again 50 times, beyond the end of its cosine"),
+        (CosineAnnealingLR(0.1, T_max=7000), "falls and rises again once, beyond the end of its cosine"),
+        (after_five(CosineAnnealingLR(0.1, T_max=95)), "falls and rises again 52 times, beyond the end of its cosine"),
+        (PerEpoch(CosineAnnealingLR(0.1, T_max=50), 50), "falls and rises again 2 times, beyond the end of its cosine"),
+        (
+            ChainedScheduler([CosineAnnealingLR(0.1, T_max=2000), ConstantLR(1.0, 0.5, 5)]),
+            "falls and rises again 2 times, beyond the end of its cosine",
+        ),
+        (
+            SequentialLR([CosineAnnealingLR(0.1, T_max=2000), CosineAnnealingLR(0.1, T_max=1000)], [4000]),
+            "falls and rises again 4 times, beyond the end of its cosine",
+        ),
+    ],
+)
+def test_a_schedule_that_is_made_for_a_shorter_run(schedule, found):
+    assert warnings(explain(SGD(schedule), MATRIX, 10_000)) == [f"the rate {found}; {REMEDY}"]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        after_five(CosineDecayLR(0.1, 95)),
+        after_five(CosineDecayLR(0.1, 46)),
+        CosineAnnealingLR(0.1, T_max=100),
+        CosineAnnealingLR(0.1, T_max=81),
+        PerEpoch(CosineAnnealingLR(0.1, T_max=10), 10),
+        PerEpoch(StepLR(0.1, 3), 10),
+        ExponentialLR(0.1, 0.76),  # 1e-12 at the end
+        PolynomialLR(0.1, total_iters=100, power=3.0),
+        after_five(InverseSqrtLR(0.1, timescale=5)),
+        NoamLR(64, warmup_steps=5),
+        MultiStepLR(0.1, [3, 11]),
+        lambda step: 0.1 * (step < 51),
+        lambda step: jnp.where(step < 5, 0.1, 0.05),
+        lambda step: jnp.where(step < 11, 0.1, 0.01),
+        OneCycleLR(0.1, total_steps=100),
+        WarmupStableDecayLR(0.1, 5, 75, 20),
+        CyclicLR(0.01, 0.1, step_size_up=3),
+        CosineAnnealingWarmRestarts(0.1, T_0=10),
+        CosineHardRestartsLR(0.1, 100, num_cycles=4),
+        CosineCyclesLR(0.1, 100, num_cycles=3.0),
+        SequentialLR([CosineAnnealingLR(0.1, T_max=50), CosineAnnealingLR(0.1, T_max=50)], [50]),  # a restart
+    ],
+)
+def test_a_schedule_that_is_made_for_the_run(schedule):
+    assert not warnings(explain(SGD(schedule), MATRIX, 100))
+
+
+@pytest.mark.parametrize("steps", [1, 100, 120, 130, 300, 320, 326, 330, 1000])
+@pytest.mark.parametrize("waves", [0.5, 1.0, 1.5, 2.25])
+def test_how_often_a_cosine_rises_beyond_its_end(steps, waves):
+    risen = np.cos(2 * np.pi * waves * np.arange(1, steps + 1) / 100) >= np.cos(1.25 * np.pi)
+    beyond = risen[1:] & ~risen[:-1] & (np.arange(2, steps + 1) > 100)
+    assert CosineCyclesLR(0.1, 100, num_cycles=waves).rises_again(steps) == np.sum(beyond)
+    if waves == 0.5:
+        assert CosineAnnealingLR(0.1, T_max=100).rises_again(steps) == np.sum(beyond)
+
+
+def test_what_is_held_on_purpose_has_not_ended():
+    params, late = {"a": jnp.ones(2), "b": jnp.ones(2)}, ConstantLR(1.0, factor=0.0, total_iters=60)
+    held = ScaleRate(SGD(after_five(CosineDecayLR(0.1, 95))), {"a": late, "b": lambda step: step < 20})
+    assert not warnings(explain(held, params, 100))
+    for steps, on in (40, lambda step: step >= 60), (20, lambda step: step < 20):
+        assert not warnings(explain(Switch(SGD(CosineDecayLR(0.1, steps)), on), params, 100))
+
+
+def test_a_schedule_that_ends_early_in_a_switch():
+    late = Switch(SGD(CosineDecayLR(0.1, 10)), on=lambda step: step >= 60)
+    optimizer = MultiOptimizer({"a": late, "b": SGD()}, groups={"a": "w", "b": ...})
+    found = warnings(explain(optimizer, {"w": jnp.ones(2), "v": jnp.ones(2)}, 100))
+    assert found == [f"the rate of group 'a' is 0 from update 10 of 40 on; {REMEDY}"]

@@ -89,6 +89,10 @@ class Schedule:
         """Where one piece hands over to the next: what it begins with, what it leads to, and what the next begins with."""
         return []
 
+    def rises_again(self, steps: int) -> int:
+        """How often in so many steps it rises again that is meant to fall once: 0 for one that is meant to rise and fall."""
+        return 0
+
     def init(self) -> PyTree:
         """The memory of a schedule that has observed nothing; None for a schedule of the count alone."""
         return None

@@ -10,7 +10,6 @@ import numpy as np
 from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.patterns import no_leaf
 from mithril_opt.core.pytree import with_fields
-from mithril_opt.core.schedule import Schedule
 from mithril_opt.core.state import is_state
 from mithril_opt.core.table import Table
 from mithril_opt.core.tree import leaves_with_paths, listed
@@ -18,6 +17,7 @@ from mithril_opt.core.typing import PyTree
 from mithril_opt.mixed_precision.readings import Readings
 from mithril_opt.tools.around import sentences, wrappers_without_effect
 from mithril_opt.tools.plan import Leaf, Plan, the_leaves
+from mithril_opt.tools.rates import warnings_of_rates
 from mithril_opt.wrappers.round import Round
 from mithril_opt.wrappers.schedule_free import ScheduleFree
 
@@ -108,25 +108,12 @@ def _decay(leaf: Leaf) -> float | None:
 
 def _warnings(leaves: list[Leaf]) -> Iterator[str]:
     for plan in {id(leaf.plan): leaf.plan for leaf in leaves}.values():
-        yield from _warnings_of_plan(plan)
+        yield from warnings_of_rates(plan)
     yield from wrappers_without_effect(leaves)
     yield from _masks_without_effect(leaves)
     if not any(leaf.trains for leaf in leaves):
         yield "nothing trains"
     yield from _grouped(pair for leaf in leaves for pair in _warnings_of_leaf(leaf, any(leaf.trains for leaf in leaves)))
-
-
-def _warnings_of_plan(plan: Plan) -> Iterator[str]:
-    if plan.rates is None or not plan.updates:
-        return
-    whose = f"the rate of group {plan.group!r}" if plan.group else "the rate"
-    if plan.rates[-1] > plan.rates[:-1].max():
-        yield f"{whose} still rises when the run ends: its warm-up is longer than the run"
-    where = f"group {plan.group!r}: " if plan.group else ""
-    yield from (where + text for text in plan.owner.lints(float(plan.rates[:-1].max())))
-    for start, end, following in _joints(plan.owner.rate):
-        if end > start and not np.isclose(end, following, rtol=1e-3, atol=0):
-            yield f"{whose} jumps where its warm-up ends: from {end:.4g} to {following:.4g}"
 
 
 def _masks_without_effect(leaves: list[Leaf]) -> Iterator[str]:
@@ -137,15 +124,6 @@ def _masks_without_effect(leaves: list[Leaf]) -> Iterator[str]:
         bare = [with_fields(leaf.plan.owner, decay_mask=None).decays(leaf.path, leaf.array) for leaf in own]
         if any(bare) and not any(leaf.plan.owner.decays(leaf.path, leaf.array) for leaf in own):
             yield f"nothing decays, since the decay_mask takes none of {listed(leaf.path for leaf in own)}"
-
-
-def _joints(schedule: Any) -> Iterator[tuple[float, float, float]]:
-    """Where a piece of `schedule`, or of one inside it, hands over to the next."""
-    if isinstance(schedule, Schedule):
-        yield from schedule.joints()
-        for value in vars(schedule).values():
-            for piece in value if isinstance(value, tuple) else (value,):
-                yield from _joints(piece)
 
 
 def _warnings_of_leaf(leaf: Leaf, others_train: bool) -> Iterator[tuple[str, str]]:
