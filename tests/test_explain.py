@@ -80,6 +80,9 @@ OPTIMIZER = MultiOptimizer(
 )
 
 
+REMEDY = "a schedule in epochs needs PerEpoch(schedule, steps_per_epoch), or its numbers times the steps per epoch"
+
+
 def rows(table):
     return {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
 
@@ -280,7 +283,7 @@ def sentences(table):
         (lambda o: AddNoise(o, eta=0.3), "noise of variance 0.3 / (1 + t)^0.55 added to the gradients"),
         (lambda o: Accumulate(o, every=4), "one update for every 4 gradients, with their mean"),
         (lambda o: EMA(o, decay=0.99), "eval_params are their moving average, decay 0.99"),
-        (lambda o: SWA(o, start=10, every=5), "eval_params are their mean after the updates 10, 15, …"),
+        (lambda o: SWA(o, start=10, every=5), "eval_params are their mean after 10, 15, … updates"),
         (lambda o: Record(o, size=9), "the last 9 updates recorded"),
         (lambda o: Quantize(o), "slots in 16 bits"),
         (lambda o: Round(o), "bfloat16 kept with 8 bits beside it"),
@@ -466,6 +469,7 @@ def test_the_rates_are_those_of_a_run(optimizer):
         (lambda step: (step >= 40) & (step < 60), "on in updates 40 to 59"),
         (lambda step: step < 40, "on until update 40"),
         (lambda step: (step - 1) % 4, "on in 75 of 100 updates, first in update 0"),
+        (lambda step: step == 40, "on in update 40"),
         (lambda step: step < 0, "off throughout"),
     ],
 )
@@ -482,6 +486,17 @@ def test_a_switch_inside_another_is_on_in_updates_of_the_run():
     found = warnings(explain(Switch(Switch(SGD(), on=lambda step: step < 60), on=lambda step: step >= 40), MATRIX, 100))
     assert found == ["Switch of all parameters has no effect: it is on throughout the run"]
     assert warnings(explain(Switch(Lookahead(SGD()), on=lambda step: step < 0), MATRIX, 100)) == ["nothing trains"]
+
+
+def test_a_long_run_is_looked_at_closely_where_something_changes():
+    late = Switch(SGD(lambda step: 0.1 * (step < 400_004)), on=lambda step: (step >= 200_003) & (step < 1_234_567))
+    table = explain(ScaleRate(late, {"w": lambda step: step >= 654_321}), MATRIX, 2_000_000)
+    assert sentences(table) == [
+        "all parameters: rate times a schedule, 0 until update 654,321",
+        "all parameters: on in updates 200,003 to 1,234,566",
+    ]
+    ended = "the rate is 0 from update 400,004 of 1,034,564 on"
+    assert warnings(table) == [f"{ended}; {REMEDY}", "nothing trains"]
 
 
 def test_when_a_factor_is_zero():
@@ -514,7 +529,7 @@ def test_when_a_factor_is_zero():
         ),
         (lambda o: Accumulate(o, every=1), "Accumulate of all parameters has no effect: its every is 1"),
         (lambda o: EMA(o, decay=0.0), "EMA of all parameters has no effect: its decay is 0"),
-        (lambda o: SWA(o, start=101, every=1), "SWA of all parameters has no effect: its mean begins with update 101"),
+        (lambda o: SWA(o, start=101, every=1), "SWA of all parameters has no effect: its mean begins after 101 updates"),
         (lambda o: Lookahead(o, alpha=1.0), "Lookahead of all parameters has no effect: its alpha is 1"),
         (lambda o: Lookahead(o, every=101), "Lookahead of all parameters has no effect: it calls back after 101 updates"),
         (lambda o: Quantize(o, bits=8), "Quantize of all parameters has no effect: no leaf has 4096 elements"),
@@ -650,9 +665,6 @@ def after_five(schedule):
     return LinearWarmupScheduler(5, 0.0, 0.1, schedule)
 
 
-REMEDY = "a schedule in epochs needs PerEpoch(schedule, steps_per_epoch), or its numbers times the steps per epoch"
-
-
 @pytest.mark.parametrize(
     ("schedule", "found"),
     [
@@ -692,11 +704,12 @@ def test_a_schedule_that_is_made_for_a_shorter_run(schedule, found):
         PerEpoch(StepLR(0.1, 3), 10),
         ExponentialLR(0.1, 0.76),  # 1e-12 at the end
         PolynomialLR(0.1, total_iters=100, power=3.0),
+        lambda step: jnp.where(step < 20, -0.1, -0.2),
         after_five(InverseSqrtLR(0.1, timescale=5)),
         NoamLR(64, warmup_steps=5),
         MultiStepLR(0.1, [3, 11]),
         lambda step: 0.1 * (step < 51),
-        lambda step: jnp.where(step < 5, 0.1, 0.05),
+        lambda step: jnp.where(step < 5, 0.1, 0.06),
         lambda step: jnp.where(step < 11, 0.1, 0.01),
         OneCycleLR(0.1, total_steps=100),
         WarmupStableDecayLR(0.1, 5, 75, 20),

@@ -9,6 +9,7 @@ from mithril_opt.core.schedule import Schedule
 from mithril_opt.core.tree import listed
 from mithril_opt.tools.plan import Leaf, once, values
 from mithril_opt.wrappers.base import Wrapper
+from mithril_opt.wrappers.words import counted
 
 
 def sentences(leaves: list[Leaf]) -> Iterator[str]:
@@ -27,31 +28,36 @@ def _when(wrapper: Any, inside: list[Leaf], leaves: list[Leaf]) -> Iterator[str]
     """When the leaves `inside` of `wrapper` are updated, and with what it multiplies their rates, if that changes."""
     steps, (outer, inner) = inside[0].plan.clocks[0], inside[0].clocks_of(wrapper)
     if inner[-1] < outer[-1]:
-        yield f"{_whose(inside, leaves)}: " + ("on " + spans(np.diff(inner) > 0, steps) if inner[-1] else "off throughout")
+        yield f"{_whose(inside, leaves)}: " + ("on " + spans(inner, steps) if inner[-1] else "off throughout")
     scaled: dict[str, list[Leaf]] = {}
-    course = once(lambda factor: _course(values(factor, outer[:-1]), steps))
+    course = once(lambda factor: _course(factor, outer, steps))
     for leaf in inside:
         for factor in (own for one, own in leaf.around if one is wrapper and isinstance(own, Schedule)):
             scaled.setdefault(course(factor), []).append(leaf)
     yield from (f"{_whose(own, leaves)}: rate times a schedule, {text}" for text, own in scaled.items())
 
 
-def _course(factors: np.ndarray, steps: np.ndarray) -> str:
-    """What is to be known of `factors` at `steps`: when they are 0, else their ends."""
-    if np.any(factors == 0):
-        return "0 " + spans(factors == 0, steps)
-    return f"{factors[0]:.4g} at the start and {factors[-1]:.4g} at the end"
+def _course(factor: Schedule, clock: np.ndarray, steps: np.ndarray) -> str:
+    """What is to be known of `factor`, which goes by `clock`: when it is 0, else its ends."""
+    zeros = counted(lambda own: values(factor, own) == 0, clock)
+    if zeros[-1]:
+        return "0 " + spans(zeros, steps)
+    start, end = values(factor, clock[[0, -2]])
+    return f"{start:.4g} at the start and {end:.4g} at the end"
 
 
-def spans(where: np.ndarray, steps: np.ndarray) -> str:
-    """When `where` holds, of the updates `steps[:-1]`, counted from 0: "from update 40", "in updates 40 to 99"."""
-    edges = np.flatnonzero(np.diff(where, prepend=False, append=False))
+def spans(count: np.ndarray, steps: np.ndarray) -> str:
+    """At which of the updates before `steps`, counted from 0, `count` grows: "from update 40", "in updates 40 to 99"."""
+    edges = np.flatnonzero(np.diff(np.diff(count) > 0, prepend=False, append=False))
+    first = int(steps[edges[0] + 1] - (count[edges[0] + 1] - count[edges[0]]))
     if len(edges) > 2:
-        return f"in {int(np.sum(np.diff(steps)[where])):,} of {steps[-1]:,} updates, first in update {steps[edges[0]]:,}"
-    start, end = steps[edges]
-    if end == steps[-1]:
-        return "throughout" if start == 0 else f"from update {start:,}"
-    return f"until update {end:,}" if start == 0 else f"in updates {start:,} to {end - 1:,}"
+        return f"in {count[-1]:,} of {steps[-1]:,} updates, first in update {first:,}"
+    last = int(steps[edges[1] - 1] + count[edges[1]] - count[edges[1] - 1]) - 1
+    if last == steps[-1] - 1:
+        return f"from update {first:,}" if first else "throughout"
+    if first == last:
+        return f"in update {first:,}"
+    return f"in updates {first:,} to {last:,}" if first else f"until update {last + 1:,}"
 
 
 def wrappers_without_effect(leaves: list[Leaf]) -> Iterator[str]:

@@ -27,11 +27,14 @@ COLUMNS = ("path", "shape", "dtype", "group", "optimizer", "rate at start", "pea
 def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     """What `optimizer` will do to each parameter, with totals, and warnings of what is probably a mistake.
 
-    The table prints itself. Below its rows it says what is around the rules: what clips which gradients, which parameters
-    `eval_params` are. It warns of a warm-up that is longer than the run, or that ends at another rate than what follows begins
-    with; of a wrapper without effect, as a clip before a rule that takes the sign; of a decayed bias or norm scale, decay on an
-    embedding, a `decay_mask` that takes no leaf, a momentum inside `ScheduleFree`, a rate that cannot move weights kept in
-    bfloat16 or float16, and what a rule itself finds wrong with its rate (a `Lion` with Adam's rate); and if nothing trains.
+    The table prints itself. Below its rows it says what is around the rules: what clips which gradients, when a `Switch` is on
+    and a factor of `ScaleRate` is 0, which parameters `eval_params` are; "update 40" is the one for which a schedule sees the
+    step 40. It warns of a warm-up that is longer than the run, or that ends at another rate than what follows begins with; of a
+    rate that ends in the first half of the run, that stays low from its first tenth on, or that rises again beyond the end of a
+    cosine, as a schedule in epochs does; of a wrapper without effect, as a clip before a rule that takes the sign; of a decayed
+    bias or norm scale, decay on an embedding, a `decay_mask` that takes no leaf, a momentum inside `ScheduleFree`, a rate that
+    cannot move weights kept in bfloat16 or float16, and what a rule itself finds wrong with its rate (a `Lion` with Adam's
+    rate); and if nothing trains.
 
     Args:
         optimizer: any optimizer, or a `MixedPrecisionTrainer`.

@@ -1,12 +1,13 @@
 """What is probably a mistake in the learning rate of a rule over a run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from mithril_opt.core.schedule import Schedule
-from mithril_opt.tools.plan import Plan
+from mithril_opt.tools.plan import Plan, values
+from mithril_opt.wrappers.words import first_steps
 
 # A million updates at this part of the peak move no further than one at the peak.
 NOTHING = 1e-6
@@ -41,17 +42,23 @@ def _joints(schedule: Any) -> Iterator[tuple[float, float, float]]:
 def _too_short(plan: Plan) -> Iterator[str]:
     """Signs of a schedule that was made for a much shorter run: it has ended early, or falls again and again."""
     assert plan.rates is not None
-    rates, peak, updates = plan.rates[:-1], float(plan.rates[:-1].max()), plan.updates
-    nothing, still = _since(plan, rates <= NOTHING * peak), _since(plan, rates == rates[-1])
-    if peak > 0 and nothing <= updates / 2:
+    end, peak, updates = plan.rates[-2], float(plan.rates[:-1].max()), plan.updates
+    if not peak > 0:
+        return
+    nothing, still = _since(plan, lambda rates: rates <= NOTHING * peak), _since(plan, lambda rates: rates == end)
+    if nothing <= updates / 2:
         size = "0" if still == nothing else "less than a millionth of its peak"
         yield f"is {size} from update {nothing:,} of {updates:,} on"
-    elif rates[-1] < peak / 2 and still <= updates / 10:
-        yield f"stays at {rates[-1]:.4g} from update {still:,} of {updates:,} on, after a peak of {peak:.4g}"
+    elif end <= peak / 2 and still <= updates / 10:
+        yield f"stays at {end:.4g} from update {still:,} of {updates:,} on, after a peak of {peak:.4g}"
     if isinstance(plan.owner.rate, Schedule) and (times := plan.owner.rate.rises_again(updates)):
         yield f"falls and rises again {f'{times:,} times' if times > 1 else 'once'}, beyond the end of its cosine"
 
 
-def _since(plan: Plan, holds: np.ndarray) -> int:
-    """From which update to the end of the run this holds, of what is looked at; the number of updates if it does not."""
-    return int(plan.clocks[-1][plan.made][len(holds) - int(np.argmin(np.append(holds[::-1], False)))])
+def _since(plan: Plan, condition: Callable[[Any], Any]) -> int:
+    """From which update to the end of the run `condition` holds for the rate; the number of updates if not at the last."""
+    steps, holds = plan.clocks[-1][plan.made], condition(plan.rates)[:-1]
+    first = len(holds) - int(np.argmin(np.append(holds[::-1], False)))
+    if first in (0, len(holds)):
+        return int(steps[first])
+    return int(first_steps(lambda own: condition(values(plan.owner.rate, own)), *steps[[first - 1, first], None])[0])

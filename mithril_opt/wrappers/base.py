@@ -193,8 +193,7 @@ class Wrapper(Optimizer):
         return None
 
     def updates_in(self, updates: Any) -> Any:
-        """How many updates the inner optimizer has made when this one has made `updates`, an increasing array that begins with
-        0; of the places between two numbers of a long run only the first is looked at."""
+        """How many updates the inner optimizer has made when this one has made `updates`, an increasing array."""
         return updates
 
     def rules(self, params: PyTree) -> list[tuple[str, Optimizer] | None]:

@@ -15,7 +15,7 @@ from mithril_opt.core.state import Seen, exported
 from mithril_opt.core.tree import select
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.wrappers.base import StatefulWrapper, compute_updates_if
-from mithril_opt.wrappers.words import evenly
+from mithril_opt.wrappers.words import counted
 
 
 @exported
@@ -128,9 +128,7 @@ class Switch(StatefulWrapper):
         return select(self.is_on(state), super().observe(state, metric), state)
 
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
-        made = self.updates_in(np.append(evenly(total_steps), total_steps))[-1]
-        return "it is on throughout the run" if made == total_steps else None
+        return "it is on throughout the run" if self.updates_in(np.array([0, total_steps]))[-1] == total_steps else None
 
     def updates_in(self, updates: Any) -> Any:
-        on = np.asarray(jax.vmap(self.on)(updates[:-1])) != 0
-        return np.append(0, np.cumsum(np.where(on, np.diff(updates), 0)))
+        return counted(lambda steps: np.asarray(jax.vmap(self.on)(steps)) != 0, updates)
