@@ -722,7 +722,7 @@ def test_a_schedule_that_is_made_for_a_shorter_run(schedule, found):
         CyclicLR(0.01, 0.1, step_size_up=3),
         pytest.param(CosineAnnealingWarmRestarts(0.1, T_0=10), marks=pytest.mark.slow),
         pytest.param(CosineHardRestartsLR(0.1, 100, num_cycles=4), marks=pytest.mark.slow),
-        CosineCyclesLR(0.1, 100, num_cycles=3.0),
+        pytest.param(CosineCyclesLR(0.1, 100, num_cycles=3.0), marks=pytest.mark.slow),
         SequentialLR([CosineAnnealingLR(0.1, T_max=50), CosineAnnealingLR(0.1, T_max=50)], [50]),  # a restart
     ],
 )
