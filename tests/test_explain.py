@@ -17,11 +17,19 @@ from mithril_opt import (
     AdamW,
     AddNoise,
     CentralizeGradients,
+    ChainedScheduler,
     Clip,
     ConstantLR,
     CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CosineCyclesLR,
     CosineDecayLR,
+    CosineHardRestartsLR,
+    CyclicLR,
+    ExponentialLR,
     Frozen,
+    InverseSqrtLR,
+    LambdaLR,
     LeafOptimizer,
     LinearLR,
     LinearWarmupScheduler,
@@ -29,8 +37,12 @@ from mithril_opt import (
     Lookahead,
     MixedPrecisionTrainer,
     MultiOptimizer,
+    MultiStepLR,
     Muon,
+    NoamLR,
+    OneCycleLR,
     PerEpoch,
+    PolynomialLR,
     Quantize,
     Record,
     ReduceLROnPlateau,
@@ -42,11 +54,14 @@ from mithril_opt import (
     SequentialLR,
     StepLR,
     Switch,
+    WarmupStableDecayLR,
     explain,
     from_optax,
     layer_decay,
     pytree,
 )
+from mithril_opt.core.fields import shown
+from mithril_opt.tools.plan import the_leaves
 
 MATRICES = {"decay_mask": lambda path, leaf: jnp.ndim(leaf) == 2}
 WARMUP = LinearWarmupScheduler(10, 0.0, 0.1, after_scheduler=CosineDecayLR(0.1, decay_steps=90, min_lr=0.01))
@@ -55,6 +70,7 @@ PARAMS = {
     "layer": {"w": jnp.ones((4, 4), jnp.bfloat16), "bias": jnp.ones(4), "calls": 3},
     "head": jnp.ones((4, 2)),
 }
+MATRIX = {"w": jnp.ones((4, 4))}
 OPTIMIZER = MultiOptimizer(
     {
         "embed": SGD(learning_rate=0.5),
@@ -63,6 +79,9 @@ OPTIMIZER = MultiOptimizer(
     },
     groups={"embed": "embed", "body": "layer/*", "head": "head"},
 )
+
+
+REMEDY = "a schedule in epochs needs PerEpoch(schedule, steps_per_epoch), or its numbers times the steps per epoch"
 
 
 def rows(table):
@@ -122,6 +141,22 @@ def test_abstract_parameters_and_long_runs():
     row = rows(table)["w"]
     np.testing.assert_allclose([row["rate at start"], row["peak"], row["end"]], [1e-4, 1e-4, 1e-6], rtol=1e-6)
     assert not warnings(table)
+
+
+def test_no_address_is_printed():
+    own = lambda path, leaf: True  # noqa: E731
+    ramp = LambdaLR(0.1, lambda step: 1.0 + step)
+    optimizer = Switch(ScaleRate(Clip(AdamW(ramp, decay_mask=own), clip_norm=ramp), lambda path, leaf: ramp), on=ramp)
+    table = explain(MixedPrecisionTrainer(None, EMA(AGC(optimizer, clipping=ramp), decay=lambda step: 0.5)), PARAMS, 9)
+    assert "<function" in str(table)
+    assert " at 0x" not in str(table)
+    with pytest.raises(ValueError, match=r"belongs to no group; .*<function") as raised:
+        MultiOptimizer({"a": SGD(), "b": SGD()}, groups={"a": "w", "b": lambda path, leaf: False}).describe(PARAMS)
+    assert " at 0x" not in str(raised.value)
+
+
+def test_no_array_is_printed_whole():
+    assert "11." not in shown(Listed(jnp.arange(24.0)))
 
 
 # What is probably a mistake.
@@ -197,6 +232,25 @@ def test_numbers_of_steps_that_are_none(steps):
         explain(SGD(), PARAMS, total_steps=steps)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((PARAMS, SGD()), r"explain takes \(optimizer, params, total_steps\), but its second argument is an optimizer, SGD$"),
+        ((PARAMS, MixedPrecisionTrainer(None, SGD())), "its second argument is an optimizer, MixedPrecisionTrainer$"),
+        ((SGD(), SGD().init(MATRIX)), r"explain takes \(optimizer, .*its second argument is, or holds, a state"),
+        ((SGD(), EMA(SGD()).init(MATRIX)), "its second argument is, or holds, a state"),
+        ((SGD(), (MATRIX, SGD().init(MATRIX))), "its second argument is, or holds, a state"),
+        ((MATRIX, SGD().init(MATRIX)), "its second argument is, or holds, a state"),
+        ((optax.sgd(0.1), MATRIX), r"explain: optimizer must be an Optimizer, got Grad.*; from_optax\(...\) turns"),
+        ((SGD, MATRIX), "explain: optimizer must be an Optimizer, got <class"),
+        ((None, MATRIX), "explain: optimizer must be an Optimizer, got None"),
+    ],
+)
+def test_arguments_that_are_others(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        explain(*arguments, total_steps=10)
+
+
 # Wrappers: what is around the rules.
 
 
@@ -212,9 +266,6 @@ class Sign(LeafOptimizer):
 
     def update_leaf(self, param, grad, slots, t):
         return self.learning_rate * jnp.sign(grad), slots
-
-
-MATRIX = {"w": jnp.ones((4, 4))}
 
 
 def sentences(table):
@@ -237,7 +288,7 @@ def sentences(table):
         (lambda o: AddNoise(o, eta=0.3), "noise of variance 0.3 / (1 + t)^0.55 added to the gradients"),
         (lambda o: Accumulate(o, every=4), "one update for every 4 gradients, with their mean"),
         (lambda o: EMA(o, decay=0.99), "eval_params are their moving average, decay 0.99"),
-        (lambda o: SWA(o, start=10, every=5), "eval_params are their mean after the updates 10, 15, …"),
+        (lambda o: SWA(o, start=10, every=5), "eval_params are their mean after 10, 15, … updates"),
         (lambda o: Record(o, size=9), "the last 9 updates recorded"),
         (lambda o: Quantize(o), "slots in 16 bits"),
         (lambda o: Round(o), "bfloat16 kept with 8 bits beside it"),
@@ -285,15 +336,18 @@ def test_a_clip_of_the_mean_is_none_of_each_gradient():
     ("make", "message"),
     [
         (lambda number: AdamW(number), "AdamW: learning_rate must be a scalar"),
-        (lambda number: AdamW(StepLR(number, 10)), r"StepLR.* must return a scalar for a scalar step"),
+        (lambda number: AdamW(StepLR(number, 10)), "StepLR must return a scalar for a scalar step"),
+        (lambda number: AdamW(LinearWarmupScheduler(2, 0.0, number)), "LinearWarmupScheduler must return a scalar for a"),
         (lambda number: Clip(SGD(), clip_norm=number), "Clip: clip_norm must be a scalar"),
         (lambda number: MixedPrecisionTrainer(None, SGD(), clip_norm=number), "Trainer: loss_scale must be a scalar"),
     ],
 )
 def test_a_sweep_is_not_explained_but_its_members_are(make, message):
     swept = jax.vmap(make)(jnp.array([0.25, 0.5]))
-    with pytest.raises(ValueError, match=rf"{message}, got shape \(2,\)"):
+    with pytest.raises(ValueError, match=rf"^(Mixed.*)?{message}.*, got shape \(2,\)") as raised:
         explain(swept, MATRIX, 100)
+    assert str(raised.value).endswith("jax.tree.map(lambda a: a[i], optimizers) takes one out")
+    assert "Array" not in str(raised.value)
     assert str(explain(jax.tree.map(lambda leaf: leaf[1], swept), MATRIX, 100)) == str(explain(make(0.5), MATRIX, 100))
 
 
@@ -374,7 +428,90 @@ def test_a_switch_has_its_own_steps():
     table = explain(optimizer, MATRIX, 100)
     assert rows(table)["w"]["end"] == pytest.approx(0.04)
     assert warnings(table) == ["the rate still rises when the run ends: its warm-up is longer than the run"]
-    assert sentences(table)[0].startswith("all parameters: on where <function")
+
+
+def ramp(step):
+    return 0.5 + step / 64
+
+
+def sometimes(step):
+    return (step >= 5) & (step % 3 != 0)
+
+
+HELD = ConstantLR(1.0, factor=0.0, total_iters=20)
+INNER = SGD(learning_rate=LinearWarmupScheduler(10, 0.0, 0.125, CosineDecayLR(0.125, decay_steps=40)))
+TWO = MultiOptimizer({"a": Switch(ScaleRate(INNER, {"a": ramp}), on=lambda step: step >= 10), "b": INNER}, {"a": "a", "b": "b"})
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(ScaleRate(Switch(INNER, on=lambda step: step >= 10), {"a": HELD, "b": ramp}), id="around"),
+        pytest.param(ScaleRate(TWO, {"a": ramp, "b": HELD}), id="groups"),
+        pytest.param(Switch(ScaleRate(INNER, {"a": HELD, "b": ramp}), on=sometimes), id="inside", marks=pytest.mark.slow),
+        pytest.param(Switch(EMA(ScaleRate(TWO, {"a": ramp})), on=sometimes), id="between", marks=pytest.mark.slow),
+    ],
+)
+def test_the_rates_are_those_of_a_run(optimizer):
+    params = {"a": jnp.float32(0.0), "b": jnp.float32(0.0)}
+    grads = {"a": jnp.float32(-1.0), "b": jnp.float32(-1.0)}
+
+    def step(carry, _):
+        new, state = optimizer.update(*carry[:1], grads, carry[1])
+        return (jax.tree.map(jnp.zeros_like, new), state), new
+
+    _, moved = jax.lax.scan(step, (params, optimizer.init(params)), length=50)
+    for leaf in the_leaves(optimizer, params, 50):
+        explained = np.zeros(50)
+        explained[leaf.plan.made[:-1]] = leaf.rates[:-1]
+        np.testing.assert_allclose(explained, moved[leaf.path], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        (lambda step: step >= 40, "on from update 40"),
+        (lambda step: (step >= 40) & (step < 60), "on in updates 40 to 59"),
+        (lambda step: step < 40, "on until update 40"),
+        (lambda step: (step - 1) % 4, "on in 75 of 100 updates, first in update 0"),
+        (lambda step: step == 40, "on in update 40"),
+        (lambda step: step < 0, "off throughout"),
+    ],
+)
+def test_when_a_switch_is_on(on, said):
+    assert sentences(explain(Switch(SGD(), on), MATRIX, 100)) == [f"all parameters: {said}"]
+
+
+def test_a_switch_inside_another_is_on_in_updates_of_the_run():
+    optimizer = Switch(Switch(SGD(), on=lambda step: step >= 10), on=lambda step: step >= 40)
+    assert sentences(explain(optimizer, MATRIX, 100)) == [
+        "all parameters: on from update 40",
+        "all parameters: on from update 50",
+    ]
+    found = warnings(explain(Switch(Switch(SGD(), on=lambda step: step < 60), on=lambda step: step >= 40), MATRIX, 100))
+    assert found == ["Switch of all parameters has no effect: it is on throughout the run"]
+    assert warnings(explain(Switch(Lookahead(SGD()), on=lambda step: step < 0), MATRIX, 100)) == ["nothing trains"]
+
+
+def test_a_long_run_is_looked_at_closely_where_something_changes():
+    late = Switch(SGD(lambda step: 0.1 * (step < 400_004)), on=lambda step: (step >= 200_003) & (step < 1_234_567))
+    table = explain(ScaleRate(late, {"w": lambda step: step >= 654_321}), MATRIX, 2_000_000)
+    assert sentences(table) == [
+        "all parameters: rate times a schedule, 0 until update 654,321",
+        "all parameters: on in updates 200,003 to 1,234,566",
+    ]
+    ended = "the rate is 0 from update 400,004 of 1,034,564 on"
+    assert warnings(table) == [f"{ended}; {REMEDY}", "nothing trains"]
+
+
+def test_when_a_factor_is_zero():
+    said = lambda factor: sentences(explain(ScaleRate(SGD(), factor), {"a": jnp.ones(2), "b": jnp.ones(2)}, 100))  # noqa: E731
+    assert said({"a": ConstantLR(1.0, factor=0.0, total_iters=40)}) == ["a: rate times a schedule, 0 until update 40"]
+    assert said({"a": lambda step: step < 40}) == ["a: rate times a schedule, 0 from update 40"]
+    assert said(lambda path, leaf: lambda step: 1.0 + step / 99) == [
+        "all parameters: rate times a schedule, 1 at the start and 2 at the end"
+    ]
+    assert not said({"a": 0.5})
 
 
 # Wrappers without effect.
@@ -397,7 +534,7 @@ def test_a_switch_has_its_own_steps():
         ),
         (lambda o: Accumulate(o, every=1), "Accumulate of all parameters has no effect: its every is 1"),
         (lambda o: EMA(o, decay=0.0), "EMA of all parameters has no effect: its decay is 0"),
-        (lambda o: SWA(o, start=101, every=1), "SWA of all parameters has no effect: its mean begins with update 101"),
+        (lambda o: SWA(o, start=101, every=1), "SWA of all parameters has no effect: its mean begins after 101 updates"),
         (lambda o: Lookahead(o, alpha=1.0), "Lookahead of all parameters has no effect: its alpha is 1"),
         (lambda o: Lookahead(o, every=101), "Lookahead of all parameters has no effect: it calls back after 101 updates"),
         (lambda o: Quantize(o, bits=8), "Quantize of all parameters has no effect: no leaf has 4096 elements"),
@@ -476,7 +613,9 @@ def test_nothing_trains(make, params):
 
 
 def test_a_switch_that_is_never_on():
-    assert "nothing trains" in warnings(explain(Switch(SGD(), on=lambda step: step >= 100), MATRIX, 100))
+    table = explain(Switch(AdamW(), on=lambda step: step >= 100), MATRIX, 100)
+    assert [rows(table)["w"][name] for name in ("rate at start", "peak", "end", "decay")] == [0.0] * 4
+    assert warnings(table) == ["nothing trains"]
     assert "nothing trains" not in warnings(explain(Switch(SGD(), on=lambda step: step >= 99), MATRIX, 100))
 
 
@@ -522,3 +661,106 @@ def test_an_abstract_model_and_a_trainer_with_everything():
     table = explain(MixedPrecisionTrainer(None, optimizer), abstract, 100)
     assert rows(table)["w"]["state bytes"] == 4 * 4 * 4 * 4  # mu, nu, the mean of gradients, the average
     assert len(sentences(table)) == 4
+
+
+# A schedule for a shorter run.
+
+
+def after_five(schedule):
+    return LinearWarmupScheduler(5, 0.0, 0.1, schedule)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "found"),
+    [
+        (after_five(CosineDecayLR(0.1, 95)), "is 0 from update 100 of 10,000 on"),
+        (lambda step: 0.1 * (step < 5000), "is 0 from update 5,000 of 10,000 on"),
+        (StepLR(0.1, 30), "is less than a millionth of its peak from update 180 of 10,000 on"),
+        (ExponentialLR(0.1, 0.99), "is less than a millionth of its peak from update 1,375 of 10,000 on"),
+        (MultiStepLR(0.1, [30, 60, 80]), "stays at 0.0001 from update 80 of 10,000 on, after a peak of 0.1"),
+        (after_five(CosineDecayLR(0.1, 95, min_lr=0.01)), "stays at 0.01 from update 100 of 10,000 on, after a peak of 0.1"),
+        (lambda step: jnp.where(step < 1000, 0.1, 0.05), "stays at 0.05 from update 1,000 of 10,000 on, after a peak of 0.1"),
+        (OneCycleLR(0.1, 100), "stays at 4e-07 from update 99 of 10,000 on, after a peak of 0.1"),
+        (CosineAnnealingLR(0.1, T_max=100), "falls and rises again 50 times, beyond the end of its cosine"),
+        (CosineAnnealingLR(0.1, T_max=7000), "falls and rises again once, beyond the end of its cosine"),
+        (after_five(CosineAnnealingLR(0.1, T_max=95)), "falls and rises again 52 times, beyond the end of its cosine"),
+        (PerEpoch(CosineAnnealingLR(0.1, T_max=50), 50), "falls and rises again 2 times, beyond the end of its cosine"),
+        (
+            ChainedScheduler([CosineAnnealingLR(0.1, T_max=2000), ConstantLR(1.0, 0.5, 5)]),
+            "falls and rises again 2 times, beyond the end of its cosine",
+        ),
+        (
+            SequentialLR([CosineAnnealingLR(0.1, T_max=2000), CosineAnnealingLR(0.1, T_max=1000)], [4000]),
+            "falls and rises again 4 times, beyond the end of its cosine",
+        ),
+    ],
+)
+def test_a_schedule_that_is_made_for_a_shorter_run(schedule, found):
+    assert warnings(explain(SGD(schedule), MATRIX, 10_000)) == [f"the rate {found}; {REMEDY}"]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        after_five(CosineDecayLR(0.1, 95)),
+        after_five(CosineDecayLR(0.1, 46)),
+        CosineAnnealingLR(0.1, T_max=100),
+        CosineAnnealingLR(0.1, T_max=81),
+        PerEpoch(CosineAnnealingLR(0.1, T_max=10), 10),
+        PerEpoch(StepLR(0.1, 3), 10),
+        ExponentialLR(0.1, 0.76),  # 1e-12 at the end
+        pytest.param(PolynomialLR(0.1, total_iters=100, power=3.0), marks=pytest.mark.slow),
+        lambda step: jnp.where(step < 20, -0.1, -0.2),
+        after_five(InverseSqrtLR(0.1, timescale=5)),
+        pytest.param(NoamLR(64, warmup_steps=5), marks=pytest.mark.slow),
+        MultiStepLR(0.1, [3, 11]),
+        lambda step: 0.1 * (step < 51),
+        lambda step: jnp.where(step < 5, 0.1, 0.06),
+        lambda step: jnp.where(step < 11, 0.1, 0.01),
+        OneCycleLR(0.1, total_steps=100),
+        pytest.param(WarmupStableDecayLR(0.1, 5, 75, 20), marks=pytest.mark.slow),
+        CyclicLR(0.01, 0.1, step_size_up=3),
+        pytest.param(CosineAnnealingWarmRestarts(0.1, T_0=10), marks=pytest.mark.slow),
+        pytest.param(CosineHardRestartsLR(0.1, 100, num_cycles=4), marks=pytest.mark.slow),
+        pytest.param(CosineCyclesLR(0.1, 100, num_cycles=3.0), marks=pytest.mark.slow),
+        SequentialLR([CosineAnnealingLR(0.1, T_max=50), CosineAnnealingLR(0.1, T_max=50)], [50]),  # a restart
+    ],
+)
+def test_a_schedule_that_is_made_for_the_run(schedule):
+    assert not warnings(explain(SGD(schedule), MATRIX, 100))
+
+
+@pytest.mark.parametrize("steps", [1, 100, 120, 130, 300, 320, 326, 330, 1000])
+@pytest.mark.parametrize("waves", [0.5, 1.0, 1.5, 2.25])
+def test_how_often_a_cosine_rises_beyond_its_end(steps, waves):
+    risen = np.cos(2 * np.pi * waves * np.arange(1, steps + 1) / 100) >= np.cos(1.25 * np.pi)
+    beyond = risen[1:] & ~risen[:-1] & (np.arange(2, steps + 1) > 100)
+    assert CosineCyclesLR(0.1, 100, num_cycles=waves).rises_again(steps) == np.sum(beyond)
+    if waves == 0.5:
+        assert CosineAnnealingLR(0.1, T_max=100).rises_again(steps) == np.sum(beyond)
+
+
+def test_how_often_a_cosine_rises_inside_another_schedule():
+    cosine = CosineAnnealingLR(0.1, T_max=4)
+    assert [PerEpoch(cosine, 10).rises_again(steps) for steps in (40, 41)] == [0, 1]  # the fifth epoch begins at step 40
+    assert SequentialLR([cosine, cosine], [1000]).rises_again(4) == 0
+    assert LinearWarmupScheduler(1000, 0.0, 0.1, cosine).rises_again(100) == 0
+
+
+def test_what_is_held_on_purpose_has_not_ended():
+    params, late = {"a": jnp.ones(2), "b": jnp.ones(2)}, ConstantLR(1.0, factor=0.0, total_iters=60)
+    held = ScaleRate(SGD(after_five(CosineDecayLR(0.1, 95))), {"a": late, "b": lambda step: step < 20})
+    assert not warnings(explain(held, params, 100))
+    for rate, on in (
+        (CosineDecayLR(0.1, 40), lambda step: step >= 60),
+        (CosineDecayLR(0.1, 20), lambda step: step < 20),
+        (CosineAnnealingLR(0.1, T_max=20), lambda step: step < 20),
+    ):
+        assert not warnings(explain(Switch(SGD(rate), on), params, 100))
+
+
+def test_a_schedule_that_ends_early_in_a_switch():
+    late = Switch(SGD(CosineDecayLR(0.1, 10)), on=lambda step: step >= 60)
+    optimizer = MultiOptimizer({"a": late, "b": SGD()}, groups={"a": "w", "b": ...})
+    found = warnings(explain(optimizer, {"w": jnp.ones(2), "v": jnp.ones(2)}, 100))
+    assert found == [f"the rate of group 'a' is 0 from update 10 of 40 on; {REMEDY}"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 else:
     ScalarOrSchedule = DecayRateOrSchedule = AxesOrFunction = Factor = Any
 
+
+# Where a number is an array, as in the optimizers that `jax.vmap` made of one.
+OF_A_SWEEP = "jax.vmap over the optimizer tries several at once, jax.tree.map(lambda a: a[i], optimizers) takes one out"
 
 # What float32 holds.
 LARGEST = float(np.finfo(np.float32).max)
@@ -128,8 +132,9 @@ def count(value: Any, where: str, minimum: int = 1) -> int:
 
 
 def shown(value: Any) -> str:
-    """`value` for a message: its repr, the beginning of it if it is long."""
-    text = repr(value)
+    """`value` for a message: its repr without addresses and with the ends of arrays, the beginning of it if it is long."""
+    with np.printoptions(threshold=8, edgeitems=1):
+        text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey
 
-from mithril_opt.core.fields import Number, decay_rate, is_static, number, rule_of, same_as, shown, static, steps
+from mithril_opt.core.fields import OF_A_SWEEP, Number, decay_rate, is_static, number, rule_of, same_as, shown, static, steps
 from mithril_opt.core.tree import trains
 
 T = TypeVar("T")
@@ -121,5 +121,4 @@ def check_scalars(self: Any) -> None:
     """Raise a ValueError if a number among the fields of `self`, whose schedules are resolved, is an array of some shape."""
     for name in self._numbers:
         if shape := max(map(np.shape, jax.tree.leaves(getattr(self, name))), default=()):
-            hint = "jax.vmap over the optimizer tries several at once"
-            raise ValueError(f"{type(self).__name__}: {name} must be a scalar, got shape {shape}; {hint}")
+            raise ValueError(f"{type(self).__name__}: {name} must be a scalar, got shape {shape}; {OF_A_SWEEP}")

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mithril_opt.core.decay_rate import DecayRate
-from mithril_opt.core.fields import shown, static
+from mithril_opt.core.fields import OF_A_SWEEP, shown, static
 from mithril_opt.core.foreign_calls import refuse_optimizer, refuse_other_names
 from mithril_opt.core.foreign_methods import OF_SCHEDULE, Elsewhere
 from mithril_opt.core.foreign_values import hint_for_schedule
@@ -94,6 +94,10 @@ class Schedule(Elsewhere):
         """Where one piece hands over to the next: what it begins with, what it leads to, and what the next begins with."""
         return []
 
+    def rises_again(self, steps: int) -> int:
+        """How often in so many steps it rises again that is meant to fall once: 0 for one that is meant to rise and fall."""
+        return 0
+
     def init(self) -> PyTree:
         """The memory of a schedule that has observed nothing; None for a schedule of the count alone."""
         return None
@@ -109,14 +113,16 @@ class Schedule(Elsewhere):
                 value = self.value_given(step, memory)
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
             raise TypeError(
-                f"{self!r}: a function of the step is traced, so it must be made of jax.numpy operations, with jnp.cos for "
-                "math.cos, jnp.minimum for min and jnp.where for if"
+                f"{shown(self)}: a function of the step is traced, so it must be made of jax.numpy operations, with jnp.cos "
+                "for math.cos, jnp.minimum for min and jnp.where for if"
             ) from error
         if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
-            raise TypeError(f"{self!r} must return a number at every step, got {value!r}")
+            raise TypeError(f"{shown(self)} must return a number at every step, got {shown(value)}")
         numbers = jnp.asarray(value)
         if numbers.shape not in ((), step.shape):
-            raise ValueError(f"{self!r} must return a scalar for a scalar step, got shape {numbers.shape} for {step.shape}")
+            several = any(map(np.ndim, jax.tree.leaves(self)))
+            who, hint = (type(self).__name__, f"; {OF_A_SWEEP}") if several else (shown(self), "")
+            raise ValueError(f"{who} must return a scalar for a scalar step, got shape {numbers.shape} for {step.shape}{hint}")
         return jnp.broadcast_to(jax.lax.convert_element_type(numbers, jnp.float32), step.shape)
 
     def read_decay_rate(self, memory: PyTree, step: Array) -> DecayRate:

@@ -57,6 +57,10 @@ class SequentialLR(Schedule):
         pieces = zip(self.schedulers, self.schedulers[1:], self._starts(), self.milestones, strict=False)
         return [(float(one(0)), float(one(end - start)), float(next_(0))) for one, next_, start, end in pieces]
 
+    def rises_again(self, steps: int) -> int:
+        pieces = zip(self.schedulers, self._starts(), (*self.milestones, steps), strict=True)
+        return sum(one.rises_again(min(steps, int(end)) - int(start)) for one, start, end in pieces)
+
     def init(self) -> PyTree:
         return _memories(self.schedulers)
 
@@ -117,6 +121,9 @@ class ChainedScheduler(Schedule):
     def base_rate(self) -> Any:
         return next(iter(_base_rates(self.schedulers)), 1.0)
 
+    def rises_again(self, steps: int) -> int:
+        return max(schedule.rises_again(steps) for schedule in self.schedulers)
+
     def init(self) -> PyTree:
         return _memories(self.schedulers)
 
@@ -159,6 +166,9 @@ class PerEpoch(Schedule):
     @property
     def base_rate(self) -> Any:
         return self.schedule.base_rate
+
+    def rises_again(self, steps: int) -> int:
+        return self.schedule.rises_again(-(-steps // int(self.steps_per_epoch)))
 
     def init(self) -> PyTree:
         return self.schedule.init()

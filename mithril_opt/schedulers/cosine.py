@@ -41,6 +41,9 @@ class CosineAnnealingLR(Schedule):
         done = jnp.where(turns % 2 == 0, place, self.T_max - place)
         return between(self.base_lr, self.eta_min, done, self.T_max - done, half_wave)
 
+    def rises_again(self, steps: int) -> int:
+        return _rises(steps / int(self.T_max))
+
 
 @pytree
 class CosineDecayLR(Schedule):
@@ -146,6 +149,15 @@ class CosineCyclesLR(Schedule):
     def value(self, step: Array) -> Array:
         height = half_cosine(step, self.decay_steps, self.num_cycles)
         return self.base_lr * height + self.min_lr * (1 - height)
+
+    def rises_again(self, steps: int) -> int:
+        half_waves = 2 * float(self.num_cycles.value)
+        return max(0, _rises(half_waves * steps / int(self.decay_steps)) - _rises(half_waves))
+
+
+def _rises(half_waves: float) -> int:
+    """How often a cosine has risen in so many half waves: every second of them, of which the first quarter does not count."""
+    return max(0, int((half_waves + 0.75) // 2))
 
 
 @pytree

@@ -60,6 +60,9 @@ class LinearWarmupScheduler(Schedule):
             return []
         return [(float(self.start_lr), float(self.end_lr), float(self.after_scheduler(0)))]
 
+    def rises_again(self, steps: int) -> int:
+        return 0 if self.after_scheduler is None else self.after_scheduler.rises_again(steps - int(self.warmup_steps))
+
     def init(self) -> PyTree:
         return None if self.after_scheduler is None else self.after_scheduler.init()
 

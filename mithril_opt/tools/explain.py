@@ -7,13 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mithril_opt.core.optimizer import Optimizer, check_optimizer
 from mithril_opt.core.patterns import no_leaf
 from mithril_opt.core.pytree import with_fields
-from mithril_opt.core.schedule import Schedule
+from mithril_opt.core.state import is_state
 from mithril_opt.core.table import Table
 from mithril_opt.core.tree import leaves_with_paths, listed
 from mithril_opt.core.typing import PyTree
-from mithril_opt.tools.plan import Leaf, Plan, sentences, the_leaves, wrappers_without_effect
+from mithril_opt.mixed_precision.readings import Readings
+from mithril_opt.tools.around import sentences, wrappers_without_effect
+from mithril_opt.tools.plan import Leaf, Plan, the_leaves
+from mithril_opt.tools.rates import warnings_of_rates
 from mithril_opt.wrappers.round import Round
 from mithril_opt.wrappers.schedule_free import ScheduleFree
 
@@ -23,11 +27,14 @@ COLUMNS = ("path", "shape", "dtype", "group", "optimizer", "rate at start", "pea
 def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     """What `optimizer` will do to each parameter, with totals, and warnings of what is probably a mistake.
 
-    The table prints itself. Below its rows it says what is around the rules: what clips which gradients, which parameters
-    `eval_params` are. It warns of a warm-up that is longer than the run, or that ends at another rate than what follows begins
-    with; of a wrapper without effect, as a clip before a rule that takes the sign; of a decayed bias or norm scale, decay on an
-    embedding, a `decay_mask` that takes no leaf, a momentum inside `ScheduleFree`, a rate that cannot move weights kept in
-    bfloat16 or float16, and what a rule itself finds wrong with its rate (a `Lion` with Adam's rate); and if nothing trains.
+    The table prints itself. Below its rows it says what is around the rules: what clips which gradients, when a `Switch` is on
+    and a factor of `ScaleRate` is 0, which parameters `eval_params` are; "update 40" is the one for which a schedule sees the
+    step 40. It warns of a warm-up that is longer than the run, or that ends at another rate than what follows begins with; of a
+    rate that ends in the first half of the run, that stays low from its first tenth on, or that rises again beyond the end of a
+    cosine, as a schedule in epochs does; of a wrapper without effect, as a clip before a rule that takes the sign; of a decayed
+    bias or norm scale, decay on an embedding, a `decay_mask` that takes no leaf, a momentum inside `ScheduleFree`, a rate that
+    cannot move weights kept in bfloat16 or float16, and what a rule itself finds wrong with its rate (a `Lion` with Adam's
+    rate); and if nothing trains.
 
     Args:
         optimizer: any optimizer, or a `MixedPrecisionTrainer`.
@@ -43,6 +50,7 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     Raises:
         ValueError: `total_steps` is no such number of updates, the groups of a `MultiOptimizer` do not fit the parameters, or a
             number of `optimizer` is an array of some shape, as in a sweep.
+        TypeError: `optimizer` is none, or `params` are an optimizer or a state.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,6 +65,7 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
         all parameters: eval_params are their moving average, decay 0.999
         warning: a bias or a norm scale should not decay: bias
     """
+    _check_arguments(optimizer, params)
     if isinstance(total_steps, bool) or not isinstance(total_steps, int | np.integer) or not 1 <= total_steps < 2**31:
         raise ValueError(f"total_steps must be an integer from 1 to 2147483647, got {total_steps!r}")
     total_steps = int(total_steps)
@@ -66,15 +75,30 @@ def explain(optimizer: Any, params: PyTree, total_steps: int) -> Table:
     others = [path for path, _ in leaves_with_paths(params) if path not in known]
     footer = [f"{count:,} parameters, {size:,} bytes of state, {total_steps:,} steps"]
     footer += [f"not trained: {listed(others)}"] if others else []
-    warnings = [f"warning: {text}" for text in _warnings(leaves, total_steps)]
+    warnings = [f"warning: {text}" for text in _warnings(leaves)]
     misspelt = no_leaf(optimizer.unmatched(params))
     return Table(COLUMNS, tuple(rows), (*footer, *sentences(leaves), *warnings, *misspelt))
+
+
+def _check_arguments(optimizer: Any, params: PyTree) -> None:
+    takes = "explain takes (optimizer, params, total_steps)"
+    if _is_optimizer(params):
+        raise TypeError(f"{takes}, but its second argument is an optimizer, {type(params).__name__}")
+    if any(map(is_state, jax.tree.leaves(params, is_leaf=is_state))):
+        raise TypeError(f"{takes}, but its second argument is, or holds, a state, and no parameters")
+    if not _is_optimizer(optimizer):
+        check_optimizer("explain: optimizer", optimizer)
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, Optimizer | Readings)
 
 
 def _row(leaf: Leaf) -> tuple[Any, ...]:
     rates = (None, None, None)
     if leaf.rates is not None:
-        rates = float(leaf.rates[0]), float(leaf.rates[:-1].max()), float(leaf.rates[-2])
+        made = leaf.rates[:-1] if leaf.plan.updates else np.zeros(1)
+        rates = float(made[0]), float(made.max()), float(made[-1])
     array, plan = leaf.array, leaf.plan
     what = (leaf.path, jnp.shape(array), str(jnp.result_type(array)), plan.group or "-", type(plan.owner).__name__)
     return (*what, *rates, _decay(leaf), leaf.state_bytes)
@@ -85,27 +109,14 @@ def _decay(leaf: Leaf) -> float | None:
     return None if decays is None else max(map(leaf.plan.largest, decays), default=0.0)
 
 
-def _warnings(leaves: list[Leaf], total_steps: int) -> Iterator[str]:
+def _warnings(leaves: list[Leaf]) -> Iterator[str]:
     for plan in {id(leaf.plan): leaf.plan for leaf in leaves}.values():
-        yield from _warnings_of_plan(plan)
-    yield from wrappers_without_effect(leaves, total_steps)
+        yield from warnings_of_rates(plan)
+    yield from wrappers_without_effect(leaves)
     yield from _masks_without_effect(leaves)
     if not any(leaf.trains for leaf in leaves):
         yield "nothing trains"
     yield from _grouped(pair for leaf in leaves for pair in _warnings_of_leaf(leaf, any(leaf.trains for leaf in leaves)))
-
-
-def _warnings_of_plan(plan: Plan) -> Iterator[str]:
-    if plan.rates is None:
-        return
-    whose = f"the rate of group {plan.group!r}" if plan.group else "the rate"
-    if plan.rates[-1] > plan.rates[:-1].max():
-        yield f"{whose} still rises when the run ends: its warm-up is longer than the run"
-    where = f"group {plan.group!r}: " if plan.group else ""
-    yield from (where + text for text in plan.owner.lints(float(plan.rates[:-1].max())))
-    for start, end, following in _joints(plan.owner.rate):
-        if end > start and not np.isclose(end, following, rtol=1e-3, atol=0):
-            yield f"{whose} jumps where its warm-up ends: from {end:.4g} to {following:.4g}"
 
 
 def _masks_without_effect(leaves: list[Leaf]) -> Iterator[str]:
@@ -116,15 +127,6 @@ def _masks_without_effect(leaves: list[Leaf]) -> Iterator[str]:
         bare = [with_fields(leaf.plan.owner, decay_mask=None).decays(leaf.path, leaf.array) for leaf in own]
         if any(bare) and not any(leaf.plan.owner.decays(leaf.path, leaf.array) for leaf in own):
             yield f"nothing decays, since the decay_mask takes none of {listed(leaf.path for leaf in own)}"
-
-
-def _joints(schedule: Any) -> Iterator[tuple[float, float, float]]:
-    """Where a piece of `schedule`, or of one inside it, hands over to the next."""
-    if isinstance(schedule, Schedule):
-        yield from schedule.joints()
-        for value in vars(schedule).values():
-            for piece in value if isinstance(value, tuple) else (value,):
-                yield from _joints(piece)
 
 
 def _warnings_of_leaf(leaf: Leaf, others_train: bool) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,9 @@
-"""What happens to each leaf over a run: its rule, its rates, and the wrappers around it."""
+"""What happens to each leaf over a run: its rule, and its rates by the clocks of the wrappers around it."""
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -10,10 +11,11 @@ import numpy as np
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.pytree import check_scalars
 from mithril_opt.core.slots import state_bytes
-from mithril_opt.core.tree import leaves_with_paths, listed
+from mithril_opt.core.tree import leaves_with_paths
 from mithril_opt.core.typing import PyTree
-from mithril_opt.wrappers.base import Wrapper
 from mithril_opt.wrappers.words import evenly
+
+T = TypeVar("T")
 
 
 class Plan(NamedTuple):
@@ -22,17 +24,27 @@ class Plan(NamedTuple):
     Attributes:
         group: its name in a `MultiOptimizer`, "a/b" for a nested one; empty without one.
         owner: the rule.
-        updates: how many it makes.
-        rates: its learning rate at the steps of the run, of a long run at some, and at the one after; None if it keeps that to
-            itself.
-        largest: the largest value in the run of a number or a schedule.
+        clocks: for each wrapper around it, the outermost first, and for itself, how many updates it has made before each step
+            of the run, of a long run before some, and at its end.
+        rates: its learning rate at its updates, of a long run at some, and at the one after; None if it keeps that to itself.
+        largest: the largest value at its updates of a number or a schedule.
     """
 
     group: str
     owner: Any
-    updates: int
+    clocks: tuple[np.ndarray, ...]
     rates: np.ndarray | None
     largest: Callable[[Any], float]
+
+    @property
+    def updates(self) -> int:
+        """How many it makes."""
+        return int(self.clocks[-1][-1])
+
+    @property
+    def made(self) -> np.ndarray:
+        """At which of the steps that are looked at it makes an update, and the end of the run."""
+        return _made(self.clocks[-1])
 
 
 class Leaf(NamedTuple):
@@ -60,6 +72,11 @@ class Leaf(NamedTuple):
         moves = self.rates is None or bool(np.any(self.rates[:-1] != 0))
         return self.plan.owner.window_length is not None and self.plan.updates > 0 and moves
 
+    def clocks_of(self, wrapper: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The clock of a wrapper around it, and the one of what is inside that."""
+        place = next(i for i, (own, _) in enumerate(self.around) if own is wrapper)
+        return self.plan.clocks[place], self.plan.clocks[place + 1]
+
 
 def the_leaves(optimizer: Any, params: PyTree, total_steps: int) -> list[Leaf]:
     """What `optimizer` does to each leaf that belongs to a rule."""
@@ -69,12 +86,9 @@ def the_leaves(optimizer: Any, params: PyTree, total_steps: int) -> list[Leaf]:
     leaves = []
     for (path, array), rule, around, size in zip(*columns, strict=True):
         if rule is not None:
-            group, owner = rule
-            updates = functools.reduce(lambda count, pair: pair[0].updates_in(count), around, total_steps)
-            key = group, id(owner), updates
-            plans[key] = plans.get(key) or _plan(group, owner, updates)
-            factors = [factor for _, factor in around if factor is not None]
-            leaves.append(Leaf(path, array, plans[key], around, _scaled(plans[key], factors), size))
+            key = rule[0], id(rule[1]), tuple(id(wrapper) for wrapper, _ in around)
+            plans[key] = plans.get(key) or _plan(rule[0], rule[1], _clocks(around, total_steps))
+            leaves.append(Leaf(path, array, plans[key], around, _scaled(plans[key], around), size))
     return leaves
 
 
@@ -86,17 +100,27 @@ def _check_scalars(rules: list[Any], around: list[tuple[Any, ...]]) -> None:
         check_scalars(part.at(0) if isinstance(part, Optimizer) else part)
 
 
-def _plan(group: str, owner: Any, updates: int) -> Plan:
-    steps = evenly(max(updates, 1))
-    rates = None if owner.rate is None else _values(owner.rate, np.append(steps, updates))
-    return Plan(group, owner, updates, rates, _once(lambda number: float(_values(number, steps).max())))
+def _clocks(around: tuple[Any, ...], total_steps: int) -> tuple[np.ndarray, ...]:
+    """The clocks of the wrappers `around` a rule, and its own."""
+    steps = np.append(evenly(total_steps), total_steps)
+    return tuple(itertools.accumulate((wrapper for wrapper, _ in around), lambda n, one: one.updates_in(n), initial=steps))
 
 
-def _once(function: Callable[[Any], float]) -> Callable[[Any], float]:
+def _made(clock: np.ndarray) -> np.ndarray:
+    return np.append(np.diff(clock) > 0, True)
+
+
+def _plan(group: str, owner: Any, clocks: tuple[np.ndarray, ...]) -> Plan:
+    steps = clocks[-1][_made(clocks[-1])]
+    rates = None if owner.rate is None else values(owner.rate, steps)
+    return Plan(group, owner, clocks, rates, once(lambda number: float(values(number, steps[:-1]).max(initial=0))))
+
+
+def once(function: Callable[[Any], T]) -> Callable[[Any], T]:
     """`function`, computed once for each argument, which may be an array or a schedule of arrays."""
-    known: dict[int, tuple[Any, float]] = {}
+    known: dict[int, tuple[Any, T]] = {}
 
-    def remembered(number: Any) -> float:
+    def remembered(number: Any) -> T:
         if id(number) not in known:
             known[id(number)] = number, function(number)  # it stays alive, so that no other gets its id
         return known[id(number)][1]
@@ -104,61 +128,14 @@ def _once(function: Callable[[Any], float]) -> Callable[[Any], float]:
     return remembered
 
 
-def _scaled(plan: Plan, factors: list[Any]) -> np.ndarray | None:
-    """The rates of `plan`, multiplied with `factors`, numbers or schedules."""
+def _scaled(plan: Plan, around: tuple[Any, ...]) -> np.ndarray | None:
+    """The rates of `plan`, multiplied with the factors of the wrappers `around`, each by its own clock."""
     if plan.rates is None:
         return None
-    steps = np.append(evenly(max(plan.updates, 1)), plan.updates)
-    return functools.reduce(np.multiply, (_values(factor, steps) for factor in factors), plan.rates)
+    factors = [values(own, clock[plan.made]) for (_, own), clock in zip(around, plan.clocks, strict=False) if own is not None]
+    return functools.reduce(np.multiply, factors, plan.rates)
 
 
-def _values(number: Any, steps: np.ndarray) -> np.ndarray:
+def values(number: Any, steps: np.ndarray) -> np.ndarray:
+    """What a number or a schedule is at `steps`."""
     return np.asarray(jax.vmap(number)(steps) if callable(number) else np.full(len(steps), number))
-
-
-def sentences(leaves: list[Leaf]) -> Iterator[str]:
-    """What the wrappers do, and what `eval_params` are."""
-    for wrapper, inside in _wrappers(leaves):
-        if (text := wrapper.says()) is not None:
-            yield f"{_whose(inside, leaves)}: {text}"
-    readers = {id(reader): reader for leaf in leaves if (reader := _evaluated(leaf)) is not None}
-    for reader in readers.values():
-        read = [leaf for leaf in leaves if _evaluated(leaf) is reader]
-        yield f"{_whose(read, leaves)}: eval_params are {reader.reads()}"
-
-
-def wrappers_without_effect(leaves: list[Leaf], total_steps: int) -> Iterator[str]:
-    """Warnings of wrappers that change nothing."""
-    for wrapper, inside in _wrappers(leaves):
-        name = f"{type(wrapper).__name__} of {_whose(inside, leaves)}"
-        name = name if isinstance(wrapper, Wrapper) else "clip_norm of the trainer"
-        if (why := wrapper.idle([(leaf.path, leaf.array, leaf.plan.owner) for leaf in inside], total_steps)) is not None:
-            yield f"{name} has no effect: {why}"
-        elif wrapper.reads() and not wrapper.says() and all(_evaluated(leaf) is not wrapper for leaf in inside):
-            around = type(_evaluated(inside[0])).__name__
-            yield f"{name} has no effect: eval_params are those of the {around} around it"
-
-
-def _wrappers(leaves: list[Leaf]) -> list[tuple[Any, list[Leaf]]]:
-    """All wrappers, the outer ones first, each with the leaves that it is around."""
-    found: dict[int, tuple[Any, list[Leaf]]] = {}
-    for leaf in leaves:
-        for wrapper, _ in leaf.around:
-            found.setdefault(id(wrapper), (wrapper, []))[1].append(leaf)
-    return [*found.values()]
-
-
-def _evaluated(leaf: Leaf) -> Any:
-    """The wrapper or rule whose `eval_params` are those of `leaf`; None for the parameters themselves."""
-    inwards = [*(wrapper for wrapper, _ in leaf.around), leaf.plan.owner]
-    return next((reader for reader in inwards if reader.reads() is not None), None)
-
-
-def _whose(inside: list[Leaf], leaves: list[Leaf]) -> str:
-    """The leaves `inside`, in words."""
-    if len(inside) == len(leaves):
-        return "all parameters"
-    groups = sorted({leaf.plan.group for leaf in inside})
-    if len(inside) == sum(leaf.plan.group in groups for leaf in leaves):
-        return f"group{'s' if len(groups) > 1 else ''} {listed(map(repr, groups))}"
-    return listed(leaf.path for leaf in inside)

@@ -192,9 +192,9 @@ class Wrapper(Optimizer):
         """
         return None
 
-    def updates_in(self, total_steps: int) -> int:
-        """How many updates the inner optimizer makes in a run of so many."""
-        return total_steps
+    def updates_in(self, updates: Any) -> Any:
+        """How many updates the inner optimizer has made when this one has made `updates`, an increasing array."""
+        return updates
 
     def rules(self, params: PyTree) -> list[tuple[str, Optimizer] | None]:
         return self.optimizer.rules(params)

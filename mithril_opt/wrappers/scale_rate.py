@@ -43,7 +43,7 @@ class ByPattern:
             if len(found) > 1:
                 several = [self.patterns[i] for i in found]
                 raise ValueError(
-                    f"ScaleRate: {path!r} ({describe_leaf(leaf)}) matches the patterns {several}; it may match one"
+                    f"ScaleRate: {path!r} ({describe_leaf(leaf)}) matches the patterns {shown(several)}; it may match one"
                 )
         idle = [pattern for i, pattern in named if [i] not in owners]
         if idle and leaves:

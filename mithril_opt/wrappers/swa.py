@@ -100,7 +100,7 @@ class SWA(StatefulWrapper):
         return overlay(params, map_leaves(read, params, state.average, own), own)
 
     def reads(self) -> str:
-        return f"their mean after the updates {self.start}, {self.start + self.every}, …"
+        return f"their mean after {self.start}, {self.start + self.every}, … updates"
 
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
-        return f"its mean begins with update {self.start}" if self.start > total_steps else None
+        return f"its mean begins after {self.start} updates" if self.start > total_steps else None

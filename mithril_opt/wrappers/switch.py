@@ -15,7 +15,7 @@ from mithril_opt.core.state import Seen, exported
 from mithril_opt.core.tree import select
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.wrappers.base import StatefulWrapper, compute_updates_if
-from mithril_opt.wrappers.words import evenly
+from mithril_opt.wrappers.words import counted
 
 
 @exported
@@ -127,11 +127,8 @@ class Switch(StatefulWrapper):
     def observe(self, state: SwitchState, metric: Any) -> SwitchState:
         return select(self.is_on(state), super().observe(state, metric), state)
 
-    def says(self) -> str:
-        return f"on where {self.on!r} is not 0"
-
     def idle(self, leaves: list[tuple[str, Any, Optimizer]], total_steps: int) -> str | None:
-        return "it is on throughout the run" if self.updates_in(total_steps) == total_steps else None
+        return "it is on throughout the run" if self.updates_in(np.array([0, total_steps]))[-1] == total_steps else None
 
-    def updates_in(self, total_steps: int) -> int:
-        return round(total_steps * float(np.mean(jax.vmap(self.on)(evenly(total_steps)) != 0)))
+    def updates_in(self, updates: Any) -> Any:
+        return counted(lambda steps: np.asarray(jax.vmap(self.on)(steps)) != 0, updates)
