@@ -88,9 +88,9 @@ class Readings(Elsewhere, abc.ABC):
             return None
         return "its bound is infinite" if float(self.clip_norm) == math.inf else scale_does_not_matter(leaves)
 
-    def updates_in(self, total_steps: int) -> int:
-        """`total_steps`."""
-        return total_steps
+    def updates_in(self, updates: Any) -> Any:
+        """`updates`."""
+        return updates
 
     def metrics(self, state: TrainerState) -> dict[str, Array]:
         """What to log after a step, scalars on the device:
