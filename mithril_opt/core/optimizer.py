@@ -296,4 +296,4 @@ def _step(optimizer: Optimizer, params: PyTree, grads: PyTree, state: Any, extra
     return apply_updates(params, updates), state
 
 
-_compiled_step = jax.jit(_step)  # so that a call outside jit compiles itself once
+_compiled_step = jax.jit(_step, inline=True)  # so that a call outside jit compiles itself once, and one inside is no call
