@@ -182,8 +182,10 @@ def test_one_loop_whose_only_buffer_is_the_sum():
     jaxpr = run.trace(params, trainer.init(params), *rows()).jaxpr.jaxpr
     assert len(calls) == 1
     (scan,) = [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "scan"]
-    carried = scan.invars[scan.params["num_consts"] :][: scan.params["num_carry"]]
-    assert sorted(var.aval.shape for var in carried) == sorted(leaf.shape for leaf in params.values())
+    body = scan.params["jaxpr"]
+    shapes = [(var.aval.shape, inside.aval.shape) for var, inside in zip(scan.outvars, body.jaxpr.outvars, strict=True)]
+    carried = [shape for shape, inside in shapes if shape == inside]  # what is not stacked
+    assert sorted(carried) == sorted(leaf.shape for leaf in params.values())
     assert scan.params["length"] == 4
 
 

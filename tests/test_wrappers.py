@@ -159,7 +159,8 @@ def test_extra_arguments_reach_an_optax_rule(wrap, every):
 def test_a_range_test_of_a_wrapped_optimizer(wrap):
     loss = lambda params, x: jnp.mean((params * x) ** 2)  # noqa: E731
     search = lambda optimizer: lr_range_test(loss, jnp.float32(1.0), [jnp.ones(4)], optimizer=optimizer, progress=False)  # noqa: E731
-    np.testing.assert_array_equal(search(wrap(SGD())).losses, search(SGD()).losses)
+    # Two programs, whose last bits differ where XLA fuses them in different ways.
+    np.testing.assert_allclose(search(wrap(SGD())).losses, search(SGD()).losses, rtol=1e-5)
 
 
 def test_as_a_transformation_of_optax(wrap):
