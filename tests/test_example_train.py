@@ -154,10 +154,12 @@ def killed(folder, processes, devices, end, moment):
 
 
 def finish(folder, processes, devices, steps):
+    """Start, or go on, to the end: what is printed, without what Orbax says of a save that was cut off."""
     with started(folder, processes, devices, f"--steps={steps}") as running:
         outputs = [process.communicate(timeout=TIME_LIMIT)[0] for process in running]
         assert [process.returncode for process in running] == [0] * processes, outputs
-    return "".join(outputs)
+    lines = [line for output in outputs for line in output.splitlines(keepends=True)]
+    return "".join(line for line in lines if not line.startswith("WARNING:absl:"))
 
 
 def saved(step):
