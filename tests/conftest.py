@@ -4,19 +4,27 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-# Most of a run is spent compiling small programs, many of them more than once: they need not become fast.
+# Most of a run is spent compiling small programs, many of them more than once: they need not become fast, nor know in which
+# line each of their operations was written.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"
 )
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):  # a flag that XLA does not know ends the process
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import gc
+
 import hypothesis
 import jax
 import pytest
+
+gc.freeze()  # what is imported stays
+gc.set_threshold(100_000)
 
 # The same cases in every run; `--hypothesis-profile=default` draws others.
 hypothesis.settings.register_profile("repeatable", derandomize=True)

@@ -10,6 +10,7 @@ import optax
 import pytest
 from zoo import Momentum, bits, make_params
 
+import mithril_opt.core.optimizer as optimizer_module
 from mithril_opt import SGD, AdaGrad, Adam, AdamW, LeafOptimizer, Optimizer, OptState, RMSProp, pytree
 
 PARAMS = make_params()
@@ -118,6 +119,26 @@ def test_a_call_outside_jit_compiles_itself_once():
     for rate in (0.1, 0.2, 0.3):
         params, state = Counting(learning_rate=rate, decay=rate).update(params, params, state)
     assert sorted(traces) == [(2, 2), (3,)]
+
+
+TRANSFORMATIONS = {
+    "none": (lambda f: f(1.0), 1),
+    "vmap": (lambda f: jax.vmap(f)(jnp.ones(2)), 1),
+    "grad": (lambda f: jax.grad(f)(1.0), 1),
+    "jit": (lambda f: jax.jit(f)(1.0), 0),
+    "vmap of jit": (lambda f: jax.vmap(jax.jit(f))(jnp.ones(2)), 0),
+    "jit of vmap": (lambda f: jax.jit(jax.vmap(f))(jnp.ones(2)), 0),
+    "scan": (lambda f: jax.lax.scan(lambda carry, x: (carry, f(x)), None, jnp.ones(2)), 0),
+}
+
+
+@pytest.mark.parametrize(("transformed", "compilations"), TRANSFORMATIONS.values(), ids=TRANSFORMATIONS)
+def test_a_call_compiles_itself_where_nothing_else_compiles_it(transformed, compilations, monkeypatch):
+    calls, compiled = [], optimizer_module._compiled_step
+    monkeypatch.setattr(optimizer_module, "_compiled_step", lambda *args: calls.append(args) or compiled(*args))
+    optimizer = SGD(learning_rate=0.5)
+    transformed(lambda param: optimizer.update(param, param, optimizer.init(param))[0])
+    assert len(calls) == compilations
 
 
 def test_a_counter_set_by_hand_starts_elsewhere():

@@ -105,11 +105,12 @@ class DecayRate:
         return jnp.asarray(self.value)
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 def _rest(value: float) -> float:
     """What float32 loses of `value`; nothing of what it does not hold at all."""
-    with np.errstate(over="ignore"):
-        rounded = float(np.float32(value))
-    return value - rounded if np.isfinite(rounded) else 0.0
+    return value - float(np.float32(value)) if abs(value) <= _LARGEST else 0.0
 
 
 def _flatten(rate: DecayRate) -> tuple[tuple[Any, Any], None]:

@@ -21,7 +21,7 @@ from mithril_opt.core.numerics import scalar_f32
 from mithril_opt.core.pytree import check_decorated, check_numbers, numbers_are_sound, set_field, with_fields
 from mithril_opt.core.schedule import Schedule, as_schedule, as_step, fresh_memories, known_memories
 from mithril_opt.core.state import Counterpart, OptState, Window, check_state, misuse
-from mithril_opt.core.tree import agree, overlay, trained, trains
+from mithril_opt.core.tree import agree, is_staged, overlay, trained, trains
 from mithril_opt.core.typing import Array, PyTree
 from mithril_opt.core.updates import apply_updates
 
@@ -116,7 +116,7 @@ class Optimizer(Hooks, Elsewhere, abc.ABC):
         known, states = self.takes_extra_args or not extra_args, (isinstance(x, self.state_type) for x in (grads, state))
         if not known or [*states] != [False, True]:
             raise misuse(self, grads, state, extra_args)
-        step = _step if extra_args else _compiled_step
+        step = _step if extra_args or is_staged(params) else _compiled_step
         new, state = step(self, trained(params), agree(params, grads), state, extra_args)
         return overlay(params, new, params), state
 
@@ -296,4 +296,4 @@ def _step(optimizer: Optimizer, params: PyTree, grads: PyTree, state: Any, extra
     return apply_updates(params, updates), state
 
 
-_compiled_step = jax.jit(_step, inline=True)  # so that a call outside jit compiles itself once, and one inside is no call
+_compiled_step = jax.jit(_step)  # so that a call outside jit compiles itself once

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
@@ -46,6 +47,13 @@ def trains(leaf: Any) -> bool:
 def trained(params: PyTree) -> PyTree:
     """`params` with None in place of the passengers, and with scalar arrays in place of Python numbers."""
     return jax.tree.map(lambda leaf: as_array(leaf) if trains(leaf) else None, params)
+
+
+def is_staged(tree: PyTree) -> bool:
+    """Whether what is done to `tree` becomes part of a program that is being traced: not under `vmap` or `grad` alone."""
+    is_tracer = lambda leaf: isinstance(leaf, jax.core.Tracer)  # noqa: E731
+    # In a program, constants are tracers, too.
+    return any(map(is_tracer, jax.tree.leaves(tree))) and is_tracer(jnp.zeros(()))
 
 
 def as_array(leaf: Any) -> Any:
