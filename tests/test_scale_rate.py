@@ -214,6 +214,19 @@ def test_what_does_not_fit_the_parameters(factors, message):
         optimizer.update(PARAMS, PARAMS, optimizer.init(PARAMS))
 
 
+@pytest.mark.parametrize(
+    "factors",
+    [{"embed": jnp.ones(2)}, lambda path, leaf: np.ones(2), layer_decay(lambda path, leaf: 0, 2, jnp.array([0.5, 0.9]))],
+    ids=["pattern", "function", "depth"],
+)
+def test_several_factors_at_once_need_a_vmap(factors):
+    optimizer = ScaleRate(SGD(), factors)
+    with pytest.raises(
+        ValueError, match=r"ScaleRate: a factor must be a scalar, got shape \(2,\); jax.vmap over the optimizer"
+    ):
+        optimizer.update(PARAMS, PARAMS, optimizer.init(PARAMS))
+
+
 def test_it_prints_what_it_was_given():
     assert repr(ScaleRate(SGD(), {"embed": 0.5})).endswith("factors={'embed': 0.5})")
     multi = MultiOptimizer({"all": ScaleRate(SGD(), {"*": 2.0})}, groups={"all": "*"})

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mithril_opt.core.asked import asked
-from mithril_opt.core.fields import Number, count, number, shown, static
+from mithril_opt.core.fields import OF_A_SWEEP, Number, count, number, shown, static
 from mithril_opt.core.optimizer import Optimizer
 from mithril_opt.core.patterns import checked, matching, unmatched
 from mithril_opt.core.pytree import check_numbers, pytree, set_field, with_fields
@@ -119,7 +119,7 @@ class ScaleRate(Wrapper):
 
     Raises:
         ValueError: a factor is negative, or the state of `optimizer` counts on its very updates, as that of Schedule-Free,
-            Prodigy and `Round` does; on `update`, a leaf matches two patterns, or none matches a pattern.
+            Prodigy and `Round` does; on `update`, a leaf matches two patterns, a pattern no leaf, or a factor is no scalar.
         TypeError: `optimizer` is no `Optimizer`, or `factors` is nothing of the kind.
 
     Example:
@@ -231,6 +231,8 @@ def _scaled(update: Any, factor: Any) -> Any:
     """`update` times `factor`; as it came without one."""
     if update is None or factor is None:
         return update
+    if shape := jnp.shape(factor):
+        raise ValueError(f"ScaleRate: a factor must be a scalar, got shape {shape}; {OF_A_SWEEP}")
     update = plain(update)
     with jax.numpy_dtype_promotion("standard"):
         return (factor * update).astype(update.dtype)
