@@ -8,7 +8,6 @@ from pathlib import Path
 # line each of their operations was written.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_parallel_codegen_split_count=1"
 )
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):  # a flag that XLA does not know ends the process
