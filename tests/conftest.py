@@ -1,5 +1,6 @@
 """Tests are stricter than users: types never promote in silence, ranks never broadcast in silence, warnings are errors."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +16,6 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):  # a flag that X
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-
-import gc
 
 import hypothesis
 import jax

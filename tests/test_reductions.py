@@ -106,6 +106,14 @@ def test_a_root_and_a_quotient_at_zero():
     np.testing.assert_array_equal(slopes, [[0, 0, 0.5], [0, 0, -0.75]])
 
 
+def test_a_quotient_of_arrays_that_are_sharded_differently():
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    place = lambda array, *spec: jax.device_put(array, jax.NamedSharding(mesh, jax.P(*spec)))  # noqa: E731
+    quotient = jax.jit(safe_divide)(place(jnp.ones(8), "x"), place(jnp.arange(8.0)))
+    assert quotient.sharding.spec == jax.P("x")
+    np.testing.assert_array_equal(quotient, [0, *(1 / np.arange(1, 8, dtype=np.float32))])
+
+
 def test_a_ratio_of_norms_is_1_where_one_is_0():
     a, b = jnp.asarray([0.0, 0.0, 3.0, 3.0]), jnp.asarray([0.0, 2.0, 0.0, 2.0])
     np.testing.assert_array_equal(norm_ratio(a, b), [1, 1, 1, 1.5])

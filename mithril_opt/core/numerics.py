@@ -82,7 +82,8 @@ def safe_divide(a: Array, b: Array) -> Array:
     with jax.numpy_dtype_promotion("standard"):  # a may be complex
         quotient = a / b
         zero = jnp.zeros_like(quotient)
-        return jax.lax.select(b == zero, zero, quotient)  # `where` is a call, once more for each of thousands of leaves
+        # `where` is a call, one more for each of thousands of leaves; `b == 0` may be sharded otherwise than the quotient.
+        return jax.lax.select(b == zero, zero, quotient)
 
 
 @safe_divide.defjvp
